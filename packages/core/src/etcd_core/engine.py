@@ -1,0 +1,161 @@
+"""What one process has of one client: channel, lease keeper, watch hub and dispatcher.
+
+Made at first use, never inherited: a forked child drops its parent's engine untouched and makes its
+own. Recipes are given a :class:`Scope` (an engine, and the list of what one client holds on it) and
+own none of the engine's threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
+
+from blinker import Signal
+
+from . import signals
+from .config import Config
+from .dispatch import Dispatcher
+from .errors import ClosedError, EtcdError
+from .lease import LeaseKeeper
+from .watch import WatchHub
+from .wire.channel import Channel, ResetNotice
+
+
+_log = logging.getLogger("etcd_core.client")
+
+
+class Holding(Protocol):
+    """Something a client holds until it is closed: a lock, a registration, a waiting call."""
+
+    def close_with_client(self, timeout: float) -> None:
+        """Let go within ``timeout`` seconds; the client is being closed. Must be idempotent."""
+
+
+class Engine:
+    """The running parts of a client in this process. Starts threads only when they are needed.
+
+    Args:
+        config: The client's configuration.
+        interceptors: gRPC client interceptors for every call.
+    """
+
+    def __init__(self, config: Config, interceptors: Sequence[object] = ()) -> None:
+        self.config = config
+        self.dispatcher = Dispatcher()
+        self._announcements = self.dispatcher.strand("signals")
+        self.channel = Channel(
+            config, interceptors, on_reset=self._on_reset, on_state=self._on_state
+        )
+        self.keeper = LeaseKeeper(self.channel, config.lease_pool)
+        self.hub = WatchHub(self.channel)
+
+    @property
+    def prefix(self) -> str:
+        """The client's key prefix."""
+        return self.config.prefix
+
+    def announce(self, signal: Signal, sender: object, **payload: object) -> None:
+        """Send ``signal`` from the dispatcher; never blocks."""
+        self._announcements.post(lambda: signals.send(signal, sender, **payload))
+
+    def close(self, timeout: float) -> None:
+        """End everything within about ``timeout`` seconds: waiters first, then what is held.
+
+        Revoking all leases takes every key we hold with it: locks, candidacies, registrations.
+        """
+        deadline = time.monotonic() + timeout
+        self.hub.close(timeout / 4)
+        self.keeper.close(max(0.1, deadline - time.monotonic()))
+        self.channel.close()
+        self._flush_announcements(0.5)
+        self.dispatcher.stop(max(0.1, deadline - time.monotonic()))
+
+    def _flush_announcements(self, timeout: float) -> None:
+        done = threading.Event()
+        if self._announcements.post(done.set):
+            done.wait(timeout)
+
+    def _on_reset(self, notice: ResetNotice) -> None:
+        self.announce(
+            signals.cluster_reset,
+            None,
+            prefix=self.prefix,
+            before=notice.before,
+            after=notice.after,
+        )
+        self.hub.reset(self.channel.store.epoch)
+
+    def _on_state(self, connected: bool, reason: str) -> None:
+        self.announce(
+            signals.connection_state_changed,
+            None,
+            prefix=self.prefix,
+            endpoints=self.channel.endpoints.addresses,
+            connected=connected,
+            reason=reason,
+        )
+
+
+class Scope:
+    """An engine and what one client holds on it. Safe to use from any thread.
+
+    Several clients may share an engine (``shared_client``); closing one lets go of its own holdings
+    only.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._lock = threading.Lock()
+        self._held: dict[int, Holding] = {}
+        self._held_weakly: weakref.WeakValueDictionary[int, Holding] = weakref.WeakValueDictionary()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client is closed or being closed."""
+        return self._closed
+
+    def check_open(self, what: str) -> None:
+        """Raise :class:`ClosedError` if the client is closed."""
+        if self._closed:
+            raise ClosedError(f"{what}: the client is closed")
+
+    def hold(self, holding: Holding, what: str, *, weakly: bool = False) -> None:
+        """Remember ``holding`` until :meth:`let_go` or the close.
+
+        Args:
+            holding: What to let go of at close.
+            what: For the error.
+            weakly: Do not keep it alive: a lock that the program lost must be noticed.
+
+        Raises:
+            ClosedError: The client is closed; the caller must let go itself.
+        """
+        with self._lock:
+            self.check_open(what)
+            (self._held_weakly if weakly else self._held)[id(holding)] = holding
+
+    def let_go(self, holding: Holding) -> None:
+        """Forget ``holding``; idempotent."""
+        with self._lock:
+            self._held.pop(id(holding), None)
+            self._held_weakly.pop(id(holding), None)
+
+    def close(self, timeout: float) -> None:
+        """Let go of everything, newest first, within about ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._closed = True
+            holdings = [*self._held.values(), *self._held_weakly.values()]
+            self._held.clear()
+        for holding in reversed(holdings):
+            try:
+                holding.close_with_client(max(0.0, deadline - time.monotonic()))
+            except EtcdError as exc:
+                _log.debug("closing: %s", exc)
+            except Exception:
+                _log.exception("closing %r failed", holding)
