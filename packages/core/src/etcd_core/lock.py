@@ -1,0 +1,200 @@
+"""The lock: one queue key under a private lease. Recipe over :mod:`ownership`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+import weakref
+
+from typing_extensions import Self
+
+from . import signals
+from .config import Timeout
+from .engine import Scope
+from .errors import ClosedError, EtcdError, InvalidArgument, LeaseLost, LockTimeout
+from .keys import lock_prefix, require_name
+from .lease import normalise_ttl
+from .ownership import Compare, Contender, Ownership, TurnTimeout
+
+_log = logging.getLogger("etcd_core.lock")
+
+DEFAULT_TTL = 30.0
+
+
+class Lock:
+    """A held lock. Safe to use from any thread; a context manager that releases on leaving.
+
+    The lock is ours while :attr:`held`. It is lost when its lease expires (etcd unreachable for
+    longer than the TTL, or this process paused), when someone revokes the lease, or deletes or
+    overwrites the key; :attr:`done` is set then and the signal ``lock_lost`` sent.
+
+    A lock object that is garbage-collected while held warns (``ResourceWarning``) and is no longer
+    renewed, so the lock becomes free after its TTL. After ``fork()`` it is the parent's: the child
+    sees it lost and never releases it.
+
+    Example:
+        >>> with client.lock("nightly-report", timeout=10) as lock:
+        ...     for page in pages:
+        ...         if not lock.held:
+        ...             break
+        ...         write(page, fencing_token=lock.token)
+    """
+
+    def __init__(self, key: str, ownership: Ownership) -> None:
+        self._key = key
+        self._ownership = ownership
+        me = weakref.ref(self)
+        engine = ownership.scope.engine
+
+        def announce(reason: str) -> None:
+            lock = me()
+            if lock is not None:
+                engine.announce(signals.lock_lost, lock, key=key, reason=reason)
+
+        ownership.when_lost(announce)
+
+    @property
+    def key(self) -> str:
+        """The lock's name, as it was asked for."""
+        return self._key
+
+    @property
+    def etcd_key(self) -> str:
+        """The key in etcd that makes it ours."""
+        return self._ownership.key.decode(errors="backslashreplace")
+
+    @property
+    def token(self) -> int:
+        """The fencing token: grows with every owner of the same name.
+
+        Send it along to an outside resource and let that refuse anything older than it has seen:
+        a lease lock alone cannot stop a process that was paused for longer than its TTL.
+        """
+        return self._ownership.token
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is certainly still ours, computed from the clock. No I/O."""
+        return self._ownership.held
+
+    @property
+    def remaining(self) -> float:
+        """Seconds the lock stays ours at least, even if etcd cannot be reached from now on."""
+        return self._ownership.remaining
+
+    @property
+    def done(self) -> threading.Event:
+        """Set when the lock was released or lost."""
+        return self._ownership.done
+
+    @property
+    def lost_reason(self) -> str | None:
+        """Why the lock was lost; None if it was not.
+
+        One of ``expired``, ``revoked``, ``deleted``, ``overwritten``, ``detached``, ``reset`` and
+        ``forked``.
+        """
+        return self._ownership.lost_reason
+
+    def guard(self) -> Compare:
+        """Return the condition "still ours" for a transaction of ``client.raw``."""
+        return self._ownership.guard()
+
+    def unlock(self, *, timeout: float | None = None) -> bool:
+        """Release the lock. Idempotent; one request.
+
+        Args:
+            timeout: Seconds; None means ``Config.timeout``.
+
+        Returns:
+            Whether it was ours until now. False also from the second call on.
+
+        Raises:
+            EtcdError: etcd could not be told; the lock becomes free when its lease expires.
+        """
+        self._ownership.scope.let_go(self)
+        return self._ownership.release(timeout)
+
+    def close_with_client(self, timeout: float) -> None:
+        """Release the lock because the client is closed."""
+        self.unlock(timeout=timeout)
+
+    def __enter__(self) -> Self:
+        """Return the lock, which must be held.
+
+        Raises:
+            ClosedError: It was released.
+            LeaseLost: It was lost.
+        """
+        if self._ownership.released:
+            raise ClosedError(f"lock {self._key!r}: it was released; acquire a new one")
+        if not self.held:
+            raise LeaseLost(f"lock {self._key!r}: it was lost ({self.lost_reason})")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Release the lock; a failure to tell etcd is logged, not raised over the body's result."""
+        try:
+            self.unlock()
+        except EtcdError as exc:
+            _log.warning("lock %r is left to expire: %s", self._key, exc)
+
+    def __repr__(self) -> str:
+        """Return the name and the state."""
+        state = "held" if self.held else self.lost_reason or "released"
+        return f"<Lock {self._key!r} {state} token={self.token}>"
+
+    def __del__(self) -> None:
+        """Warn about a lock nobody can release any more, and let it expire."""
+        ownership: Ownership | None = getattr(self, "_ownership", None)
+        if ownership is None or ownership.done.is_set():
+            return
+        ownership.abandon()
+        warnings.warn(
+            f"lock {self._key!r} was garbage-collected while held; it is left to expire",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+
+
+def acquire(scope: Scope, key: str, ttl: float | None, timeout: float | None) -> Lock:
+    """Wait for the lock; see :meth:`Client.lock`."""
+    what, queue, seconds = _checked(scope, key, ttl)
+    if timeout is not None and (isinstance(timeout, bool) or timeout < 0):
+        raise InvalidArgument(f"{what}: timeout must be None or >= 0 s, not {timeout!r}")
+    with Contender(scope, queue, b"", seconds, what) as contender:
+        contender.join()
+        try:
+            contender.wait(timeout)
+        except TurnTimeout:
+            holder = contender.holder
+            raise LockTimeout(f"{what}: not acquired within {timeout} s{holder}") from None
+        return _held(scope, key, what, contender)
+
+
+def try_acquire(scope: Scope, key: str, ttl: float | None, timeout: Timeout) -> Lock | None:
+    """Take the lock if it is free; see :meth:`Client.try_lock`."""
+    what, queue, seconds = _checked(scope, key, ttl)
+    with Contender(scope, queue, b"", seconds, what, timeout=timeout) as contender:
+        if not contender.join_if_free():
+            return None
+        return _held(scope, key, what, contender)
+
+
+def _checked(scope: Scope, key: str, ttl: float | None) -> tuple[str, bytes, int]:
+    require_name("lock", "key", key)
+    what = f"lock {key!r}"
+    queue = lock_prefix(scope.engine.prefix, key).encode()
+    return what, queue, normalise_ttl(what, ttl, DEFAULT_TTL)
+
+
+def _held(scope: Scope, key: str, what: str, contender: Contender) -> Lock:
+    lock = Lock(key, contender.own())
+    try:
+        scope.hold(lock, what, weakly=True)
+    except ClosedError:
+        lock.unlock(timeout=1.0)
+        raise
+    return lock
