@@ -1,0 +1,70 @@
+"""Fixtures all suites share; the servers themselves come from ``etcd_core.testing``'s plugin."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from etcd_core import Client, Config
+from etcd_core.testing import EtcdServer, FaultProxy
+
+MakeClient = Callable[..., Client]
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A key prefix that no other test uses."""
+    return f"/test/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def make_client(prefix: str) -> Iterator[MakeClient]:
+    """Make clients for any endpoints, with the test's prefix; they are closed at the end."""
+    clients: list[Client] = []
+
+    def make(*endpoints: str, interceptors: tuple[object, ...] = (), **options: object) -> Client:
+        config = Config(list(endpoints), **{"prefix": prefix, **options})  # type: ignore[arg-type]
+        client = Client(config, interceptors=interceptors)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[EtcdServer]:
+    """An etcd of this test's own, to be stopped, paused or wiped."""
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(etcd_server: EtcdServer) -> Iterator[FaultProxy]:
+    """A proxy in front of the shared etcd."""
+    with FaultProxy(etcd_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_threads() -> Iterator[None]:
+    """Every test ends with the library's threads it began with (J8)."""
+    before = _library_threads()
+    yield
+    deadline = time.monotonic() + 5.0
+    while (leaked := _library_threads() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not leaked, f"threads left behind: {sorted(thread.name for thread in leaked)}"
+
+
+def _library_threads() -> set[threading.Thread]:
+    return {
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("etcd-") and not thread.name.startswith("etcd-test-")
+    }
