@@ -13,6 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from . import forking
+
 _log = logging.getLogger("etcd_core.dispatch")
 
 _IDLE_SECONDS = 30.0
@@ -20,7 +22,7 @@ _BACKLOG_WARNING = 10_000
 
 
 class Strand:
-    """An ordered queue of callbacks, safe to use from any thread; :meth:`Dispatcher.strand` makes it.
+    """An ordered queue of callbacks, for any thread; :meth:`Dispatcher.strand` makes it.
 
     All state is guarded by the dispatcher's lock.
     """
@@ -205,6 +207,8 @@ class Subscription:
         self._strand = strand
         self._stop = stop
         self._cancelled = False
+        self._forked = False
+        forking.track(self)
 
     @property
     def cancelled(self) -> bool:
@@ -217,6 +221,8 @@ class Subscription:
         Args:
             timeout: Seconds to wait for a callback that is running now.
         """
+        if self._forked:
+            return
         if not self._cancelled:
             self._cancelled = True
             self._stop()
@@ -226,6 +232,10 @@ class Subscription:
     def close_with_client(self, timeout: float) -> None:
         """End it because the client is closed."""
         self.cancel(timeout)
+
+    def after_fork_in_child(self) -> None:
+        """Be over in the child: its threads are the parent's, and so may be its locks."""
+        self._cancelled = self._forked = True
 
     def __call__(self) -> None:
         """End it."""

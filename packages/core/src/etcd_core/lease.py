@@ -141,6 +141,7 @@ class Lease:
         with self._lock:
             if self.lost_reason is None and boottime() < self._deadline:
                 self._deadline = max(self._deadline, sent_at + ttl - margin(ttl))
+                self.ttl = ttl
                 return
         self.lose("expired")
 
@@ -209,6 +210,7 @@ class _Line:
 @dataclass(frozen=True)
 class _Add:
     lease: Lease
+    renew_now: bool = False
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,16 @@ class LeaseKeeper:
         Raises:
             EtcdError: It could not be granted.
         """
+        deadline = self._channel.deadline(timeout)
+        while True:
+            left = None if math.isinf(deadline) else max(deadline - time.monotonic(), 0.0)
+            lease = self._grant_once(ttl, what, left)
+            if lease.alive() or time.monotonic() >= deadline:
+                return lease
+            # It took a failover longer than the lease lasts; the answer came too late to be safe.
+            self.revoke(lease, timeout=left)
+
+    def _grant_once(self, ttl: int, what: str, timeout: float | None) -> Lease:
         lease_id = secrets.randbits(62) | 1
         sent_at = boottime()
         request = pb.LeaseGrantRequest(TTL=ttl, ID=lease_id)
@@ -296,6 +308,27 @@ class LeaseKeeper:
             granted = ttl
         lease = Lease(lease_id, granted, sent_at)
         self._keep(lease)
+        return lease
+
+    def adopt(self, lease_id: int, ttl: int, *, what: str, timeout: Timeout = UNSET) -> Lease:
+        """Grant the lease ``lease_id``, or join in keeping it alive if it exists.
+
+        For a lease that several processes keep alive together. Its TTL is the one that the first of
+        them asked for.
+
+        Raises:
+            EtcdError: It could not be granted.
+        """
+        sent_at = boottime()
+        request = pb.LeaseGrantRequest(TTL=ttl, ID=lease_id)
+        try:
+            ttl = self._channel.unary(LEASE_GRANT, request, what=what, timeout=timeout).TTL
+        except EtcdError as exc:
+            if not lease_exists(exc):
+                raise
+        lease = Lease(lease_id, ttl, sent_at)
+        # An existing lease may have little of its time left, and another TTL than ours.
+        self._keep(lease, renew_now=True)
         return lease
 
     def take(self, ttl: int, *, what: str, timeout: Timeout = UNSET) -> Lease:
@@ -393,12 +426,12 @@ class LeaseKeeper:
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(0.1, deadline - time.monotonic()))
 
-    def _keep(self, lease: Lease) -> None:
+    def _keep(self, lease: Lease, *, renew_now: bool = False) -> None:
         with self._lock:
             if self._closed:
                 raise ClosedError("lease: the client is closed", outcome_unknown=True)
             self._granted[lease.id] = lease
-        self._inbox.put(_Add(lease))
+        self._inbox.put(_Add(lease, renew_now))
         self._start()
 
     def _start(self) -> None:
@@ -415,7 +448,10 @@ class LeaseKeeper:
             while self._step():
                 pass
         finally:
-            for line in (self._line, self._draining):
+            lines = self._line, self._draining
+            # So that their readers know that the end is our own wish.
+            self._line = self._draining = None
+            for line in lines:
                 if line is not None:
                     line.stream.cancel()
 
@@ -464,7 +500,7 @@ class LeaseKeeper:
         if isinstance(item, _Answer):
             self._on_answer(item)
         elif isinstance(item, _Add):
-            self._renewals[item.lease.id] = _Renewal(item.lease, self._next_due(item.lease))
+            self._renewals[item.lease.id] = _Renewal(item.lease, self._first_due(item))
         elif isinstance(item, _Drop):
             self._renewals.pop(item.lease_id, None)
         elif isinstance(item, _Later):
@@ -492,6 +528,7 @@ class LeaseKeeper:
             renewal.lease.lose("revoked")
             return
         renewal.lease.renewed(sent_at, answer.ttl)
+        renewal.due = min(renewal.due, boottime() + self._period(renewal.lease))
 
     def _on_ended(self, ended: _Ended) -> None:
         if ended.line is self._draining:
@@ -577,10 +614,18 @@ class LeaseKeeper:
         now = boottime()
         line.sent(renewal.lease.id, now)
         line.stream.send(pb.LeaseKeepAliveRequest(ID=renewal.lease.id))
-        renewal.due = self._next_due(renewal.lease)
+        renewal.due = now + self._period(renewal.lease)
 
-    def _next_due(self, lease: Lease) -> float:
-        return boottime() + lease.ttl / 3 * random.uniform(0.9, 1.1)
+    def _first_due(self, item: _Add) -> float:
+        if item.renew_now:
+            return boottime()
+        # From the sending of the grant: its answer may have used up half the time already.
+        sent_at = item.lease.deadline - (item.lease.ttl - margin(item.lease.ttl))
+        return sent_at + self._period(item.lease)
+
+    @staticmethod
+    def _period(lease: Lease) -> float:
+        return lease.ttl / 3 * random.uniform(0.9, 1.1)
 
     def _patience(self) -> float:
         """Return how long an answer may take before another endpoint is tried as well.

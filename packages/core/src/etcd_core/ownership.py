@@ -10,10 +10,12 @@ names told apart). Nothing here calls user code.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from . import forking
 from .config import UNSET, Timeout
@@ -38,6 +40,8 @@ from .wire.rpc import OWN_TXN, RANGE, READ_TXN
 _log = logging.getLogger("etcd_core.ownership")
 
 _GIVE_UP_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -184,8 +188,7 @@ class Contender:
             ConnectionFailed: Not joined within ``Config.timeout``.
             EtcdError: etcd refused.
         """
-        self._take_lease()
-        self._send_join()
+        self._with_lease(self._send_join)
 
     def _send_join(self) -> None:
         answer = self._transact(
@@ -210,7 +213,9 @@ class Contender:
         Returns:
             Whether the queue is ours now.
         """
-        self._take_lease()
+        return self._with_lease(self._send_join_if_free)
+
+    def _send_join_if_free(self) -> bool:
         queue_is_empty = Compare(self._queue, 0).build_message()
         queue_is_empty.range_end = prefix_range_end(self._queue)
         answer = self._transact(
@@ -294,11 +299,22 @@ class Contender:
             lease.taint()
             raise
 
-    def _take_lease(self) -> None:
+    def _with_lease(self, send: Callable[[], T]) -> T:
+        keeper = self._engine.keeper
+        self._use(keeper.take)
         try:
-            self._lease = self._engine.keeper.take(
-                self._ttl, what=self._what, timeout=self._timeout
-            )
+            return send()
+        except LeaseLost:
+            # A spare lease can be revoked behind our back; a fresh one settles it.
+            if self._lease is not None:
+                keeper.drop(self._lease)
+            self._unsettled = False
+            self._use(keeper.grant)
+            return send()
+
+    def _use(self, source: Callable[..., Lease]) -> None:
+        try:
+            self._lease = source(self._ttl, what=self._what, timeout=self._timeout)
         except (RequestTimeout, OutcomeUnknown) as exc:
             raise ConnectionFailed(str(exc)) from exc
         self._key = queue_key(self._queue, self._lease.id)
@@ -428,6 +444,9 @@ def leave_queue(
             # 3.5 refuses every transaction without space, but not the revocation.
             return was_alive
         raise
+    if not answer.succeeded:
+        # Whoever took the key away may have done it by revoking the lease.
+        lease.taint()
     engine.keeper.give_back(lease, ttl, timeout=_GIVE_UP_SECONDS)
     return answer.succeeded and was_alive
 
@@ -435,12 +454,11 @@ def leave_queue(
 def _give_up(scope: Scope, lease: Lease, key: bytes, create_revision: int, ttl: int) -> None:
     """Leave no key of an acquisition that failed. Errors are not the caller's concern any more."""
     try:
-        if create_revision == 0 and not lease.tainted:
-            scope.engine.keeper.give_back(lease, ttl, timeout=_GIVE_UP_SECONDS)
-        elif create_revision == 0:
-            scope.engine.keeper.revoke(lease, timeout=_GIVE_UP_SECONDS)
+        seconds = min(_GIVE_UP_SECONDS, scope.engine.config.timeout)
+        if create_revision == 0:
+            scope.engine.keeper.give_back(lease, ttl, timeout=seconds)
         else:
-            leave_queue(scope, lease, key, create_revision, ttl, _GIVE_UP_SECONDS)
+            leave_queue(scope, lease, key, create_revision, ttl, seconds)
     except EtcdError as exc:
         _log.debug("a place in the queue is left to expire: %s", exc)
 
@@ -516,8 +534,11 @@ class Ownership:
         if reason is not None:
             callback(reason)
 
-    def release(self, timeout: float | None = None) -> bool:
+    def release(self, timeout: float | None = None, *, keep_for: float = 0.0) -> bool:
         """Give it back; return whether it was ours until now. The second call does nothing.
+
+        With ``keep_for`` the key is not deleted but handed to a lease of so many seconds, which
+        nobody renews: others stay out until then.
 
         Raises:
             EtcdError: etcd could not be told; it is free when the lease expires.
@@ -533,8 +554,34 @@ class Ownership:
         if self.lost_reason == "forked":
             return False
         lost = self.lost_reason is not None
+        if keep_for > 0 and not lost:
+            return self._hand_over(keep_for, timeout)
         kept = leave_queue(self.scope, self.lease, self.key, self.token, self._ttl, timeout)
         return kept and not lost
+
+    def _hand_over(self, seconds: float, timeout: float | None) -> bool:
+        """Put the key under a lease of its own; its create revision, and so its place, stays."""
+        engine, own = self.scope.engine, self.lease
+        limit = engine.config.timeout if timeout is None else timeout
+        own.forget_callbacks()
+        was_alive = own.alive()
+        try:
+            rest = engine.keeper.grant(math.ceil(seconds), what=self._what, timeout=limit)
+            engine.keeper.drop(rest)
+            put = pb.PutRequest(key=self.key, ignore_value=True, lease=rest.id)
+            request = pb.TxnRequest(
+                compare=[self.guard().build_message()],
+                success=[pb.RequestOp(request_put=put)],
+            )
+            answer = engine.channel.unary(OWN_TXN, request, what=self._what, timeout=limit)
+        except BaseException:
+            # Not revoked: the key, if it is still there, keeps others out until our lease ends.
+            engine.keeper.drop(own)
+            raise
+        # Our lease never returns to the pool: whoever took it would find its key there, as its own.
+        for lease in (own,) if answer.succeeded else (own, rest):
+            engine.keeper.revoke(lease, timeout=min(limit, _GIVE_UP_SECONDS))
+        return answer.succeeded and was_alive
 
     def begin_release(self) -> bool:
         """Count as given up from now on; return whether this call was the first to say so."""

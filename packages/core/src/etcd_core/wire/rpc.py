@@ -49,6 +49,10 @@ class Rpc(Generic[Req, Resp]):
 
 
 RANGE: Rpc[pb.RangeRequest, pb.RangeResponse] = Rpc("KV/Range", idempotent=True, ordered=True)
+# Served by whichever member answers, without a leader if need be, and possibly behind the others.
+SERIALIZABLE_RANGE: Rpc[pb.RangeRequest, pb.RangeResponse] = Rpc(
+    "KV/Range", idempotent=True, needs_leader=False
+)
 PUT: Rpc[pb.PutRequest, pb.PutResponse] = Rpc("KV/Put", write=True, ordered=True)
 TXN: Rpc[pb.TxnRequest, pb.TxnResponse] = Rpc("KV/Txn", write=True, ordered=True)
 READ_TXN: Rpc[pb.TxnRequest, pb.TxnResponse] = Rpc("KV/Txn", idempotent=True, ordered=True)

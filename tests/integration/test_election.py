@@ -1,0 +1,227 @@
+"""Elections on a real etcd: E1 to E8 without faults."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from etcd_core import (
+    CampaignTimeout,
+    Client,
+    ClosedError,
+    InvalidArgument,
+    NotLeader,
+    RequestTimeout,
+    signals,
+)
+from etcd_core.testing import EtcdServer, RpcCounter, eventually
+
+
+@pytest.fixture
+def counter() -> RpcCounter:
+    return RpcCounter()
+
+
+@pytest.fixture
+def client(
+    etcd_server: EtcdServer, make_client: Callable[..., Client], counter: RpcCounter
+) -> Client:
+    return make_client(etcd_server.endpoint, interceptors=(counter,))
+
+
+def test_campaign_resign(client: Client, etcd_server: EtcdServer, prefix: str) -> None:
+    election = client.campaign("boss", "node-1")
+    assert election.is_leader
+    assert (election.key, election.identity) == ("boss", "node-1")
+    assert election.etcd_key.startswith(f"{prefix}/elections/boss/")
+    assert etcd_server.ctl("get", "--print-value-only", election.etcd_key).strip() == "node-1"
+    assert client.leader("boss") == election.leader() == "node-1"
+    election.resign()
+    election.resign()
+    assert not election.is_leader
+    assert election.done.is_set()
+    assert client.leader("boss") is None
+
+
+def test_warm_campaign_costs_one_request(client: Client, counter: RpcCounter) -> None:
+    client.campaign("boss", "x").resign()
+    with counter.expect(Txn=2):
+        client.campaign("boss", "x").resign()
+    with counter.expect(Range=1):
+        assert client.leader("boss") is None
+
+
+def test_next_in_line_leads(client: Client) -> None:
+    first = client.campaign("boss", "one")
+    won = []
+    thread = threading.Thread(target=lambda: won.append(client.campaign("boss", "two")))
+    thread.start()
+    with pytest.raises(CampaignTimeout, match="not won within 0.2 s"):
+        client.campaign("boss", "three", timeout=0.2)
+    first.resign()
+    thread.join(10)
+    assert client.leader("boss") == "two"
+    assert won[0].token > first.token
+    won[0].resign()
+
+
+def test_proclaim(client: Client) -> None:
+    with client.campaign("boss", "one") as election:
+        token = election.token
+        election.proclaim("uno")
+        election.proclaim("eins")
+        assert client.leader("boss") == election.identity == "eins"
+        assert election.token == token
+        assert election.is_leader
+    with pytest.raises(NotLeader, match="resigned"):
+        election.proclaim("late")
+    assert client.leader("boss") is None
+
+
+def test_proclaim_after_deletion_does_not_recreate(client: Client) -> None:
+    election = client.campaign("boss", "one")
+    client.raw.delete(election.etcd_key)
+    with pytest.raises(NotLeader):
+        election.proclaim("two")
+    assert client.leader("boss") is None
+    election.resign()
+
+
+@pytest.mark.parametrize("how", ["deleted", "overwritten", "detached"])
+def test_interference_ends_the_leadership(client: Client, how: str) -> None:
+    lost: list[str] = []
+
+    def on_lost(election: object, *, reason: str, **_: object) -> None:
+        lost.append(reason)
+
+    with signals.leadership_lost.connected_to(on_lost):
+        election = client.campaign("boss", "one")
+        lease = election._ownership.lease.id
+        if how == "deleted":
+            client.raw.delete(election.etcd_key)
+        elif how == "overwritten":
+            client.raw.put(election.etcd_key, "thief", lease=lease)
+        else:
+            client.raw.put(election.etcd_key, "one")
+        assert election.done.wait(10)
+        assert not election.is_leader
+        assert election.lost_reason == how
+        eventually(lambda: lost == [how])
+        election.resign()
+    assert client.leader("boss") is None
+
+
+def test_observe(client: Client) -> None:
+    with client.observe("boss") as leaders:
+        assert leaders.next(5) is None
+        with client.campaign("boss", "one") as election:
+            assert leaders.next(5) == "one"
+            election.proclaim("uno")
+            assert leaders.next(5) == "uno"
+        assert leaders.next(5) is None
+        with pytest.raises(RequestTimeout):
+            leaders.next(0.05)
+        # A nested name is another election.
+        with client.campaign("boss/deputy", "two"), pytest.raises(RequestTimeout):
+            leaders.next(0.3)
+
+
+def test_observe_starts_with_the_leader_and_ends_on_close(client: Client) -> None:
+    seen: list[str | None] = []
+    with client.campaign("boss", "one"):
+        watch = client.observe("boss")
+        thread = threading.Thread(target=lambda: seen.extend(watch))
+        thread.start()
+        eventually(lambda: seen == ["one"])
+        watch.close()
+        thread.join(5)
+        assert not thread.is_alive()
+        with pytest.raises(ClosedError):
+            watch.next(1)
+
+
+def test_leader_of_nested_name(client: Client) -> None:
+    with client.campaign("boss/deputy", "two"):
+        assert client.leader("boss") is None
+        with client.campaign("boss", "one"):
+            assert client.leader("boss") == "one"
+            assert client.leader("boss/deputy") == "two"
+
+
+def test_candidate_leads_and_leads_again_after_a_loss(
+    client: Client, etcd_server: EtcdServer
+) -> None:
+    with client.candidate("boss", "one") as candidate:
+        assert candidate.wait(10)
+        first = candidate.term
+        assert first is not None
+        assert candidate.is_leader_for(1.0)
+        assert not candidate.is_leader_for(60.0)
+        etcd_server.ctl("lease", "revoke", f"{candidate._election._ownership.lease.id:x}")
+        assert first.lost.wait(20)
+        assert eventually(lambda: candidate.term and candidate.term.token > first.token)
+    assert not candidate.is_leader
+    assert client.leader("boss") is None
+
+
+def test_candidates_take_over(
+    client: Client, etcd_server: EtcdServer, make_client: Callable[..., Client]
+) -> None:
+    other = make_client(etcd_server.endpoint)
+    first = client.candidate("boss", "one")
+    assert first.wait(10)
+    second = other.candidate("boss", "two")
+    assert second.wait_for_answer(10)
+    assert not second.is_leader
+    assert second.term is None
+    first.close()
+    assert second.wait(10)
+    assert client.leader("boss") == "two"
+    second.close()
+    second.close()
+    assert client.leader("boss") is None
+
+
+def test_candidate_that_waits_can_be_closed(client: Client, prefix: str) -> None:
+    with client.campaign("boss", "one"):
+        candidate = client.candidate("boss", "two")
+        assert candidate.wait_for_answer(10)
+        candidate.close()
+        assert not candidate._thread.is_alive()
+        assert len(list(client.raw.get_prefix(f"{prefix}/elections/"))) == 1
+
+
+def test_acquired_and_lost_signals(client: Client) -> None:
+    told: list[tuple[str, str]] = []
+
+    def on_acquired(election: object, *, identity: str, **_: object) -> None:
+        told.append(("acquired", identity))
+
+    def on_lost(election: object, *, reason: str, **_: object) -> None:
+        told.append(("lost", reason))
+
+    with (
+        signals.leadership_acquired.connected_to(on_acquired),
+        signals.leadership_lost.connected_to(on_lost),
+    ):
+        client.campaign("boss", "one").resign()
+        eventually(lambda: told == [("acquired", "one"), ("lost", "resigned")])
+
+
+@pytest.mark.parametrize("key", ["", "//", 7])
+def test_bad_keys(client: Client, key: str) -> None:
+    for call in (
+        lambda: client.campaign(key, "x"),
+        lambda: client.candidate(key, "x"),
+        lambda: client.leader(key),
+        lambda: client.observe(key),
+    ):
+        with pytest.raises(InvalidArgument):
+            call()
+
+
+def test_bad_identity(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="identity"):
+        client.campaign("boss", 5)  # type: ignore[arg-type]

@@ -1,0 +1,284 @@
+"""Locks on a real etcd: M1 to M12 without faults, and what a lock costs."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from etcd_core import (
+    Client,
+    ClosedError,
+    InvalidArgument,
+    LeaseLost,
+    LockTimeout,
+    signals,
+)
+from etcd_core.testing import EtcdServer, RpcCounter, eventually
+from witness import keys_under, lease_ids, revision
+
+
+@pytest.fixture
+def counter() -> RpcCounter:
+    return RpcCounter()
+
+
+@pytest.fixture
+def client(
+    etcd_server: EtcdServer, make_client: Callable[..., Client], counter: RpcCounter
+) -> Client:
+    return make_client(etcd_server.endpoint, interceptors=(counter,))
+
+
+def test_key_and_token(client: Client, etcd_server: EtcdServer, prefix: str) -> None:
+    lock = client.lock("jobs/cleanup")
+    assert lock.key == "jobs/cleanup"
+    (key,) = keys_under(etcd_server, prefix)
+    assert key == lock.etcd_key
+    assert key.startswith(f"{prefix}/locks/jobs/cleanup/")
+    assert int(key.rsplit("/", 1)[1], 16) > 0
+    assert etcd_server.ctl("get", "--print-value-only", key).strip() == ""
+    assert lock.held
+    assert not lock.done.is_set()
+    assert lock.unlock() is True
+    assert not lock.held
+    assert lock.done.is_set()
+    assert keys_under(etcd_server, prefix) == []
+
+
+def test_unlock_is_idempotent_and_a_released_lock_cannot_be_entered(client: Client) -> None:
+    lock = client.lock("a")
+    assert lock.unlock() is True
+    assert lock.unlock() is False
+    with pytest.raises(ClosedError, match="released"), lock:
+        pytest.fail("the body ran unlocked")
+
+
+def test_tokens_grow(client: Client) -> None:
+    tokens = []
+    for _ in range(5):
+        with client.lock("a") as lock:
+            tokens.append(lock.token)
+    assert tokens == sorted(set(tokens))
+
+
+def test_warm_cycle_costs_two_requests(client: Client, counter: RpcCounter) -> None:
+    client.lock("a").unlock()
+    with counter.expect(Txn=40):
+        for _ in range(20):
+            client.lock("a").unlock()
+
+
+def test_failed_try_lock_costs_one_request_and_no_revision(
+    client: Client, counter: RpcCounter, etcd_server: EtcdServer
+) -> None:
+    with client.lock("a"):
+        assert client.try_lock("a") is None
+        before = revision(etcd_server)
+        with counter.expect(Txn=1):
+            assert client.try_lock("a") is None
+        assert revision(etcd_server) == before
+
+
+def test_try_lock_takes_a_free_lock(client: Client) -> None:
+    lock = client.try_lock("a")
+    assert lock is not None
+    assert lock.held
+    assert client.try_lock("a") is None
+    lock.unlock()
+    again = client.try_lock("a")
+    assert again is not None
+    assert again.token > lock.token
+    again.unlock()
+
+
+def test_threads_of_one_process_exclude_each_other_in_order(client: Client) -> None:
+    order: list[int] = []
+    inside = threading.Lock()
+    first = client.lock("a")
+
+    def work(number: int) -> None:
+        with client.lock("a", timeout=20):
+            assert inside.acquire(blocking=False), "two owners"
+            order.append(number)
+            inside.release()
+
+    threads = []
+    for number in range(8):
+        thread = threading.Thread(target=work, args=(number,))
+        thread.start()
+        threads.append(thread)
+        eventually(lambda n=number: _waiters(client, "a") == n + 2)
+    first.unlock()
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(8))
+
+
+def _waiters(client: Client, key: str) -> int:
+    return len(list(client.raw.get_prefix(f"{client.prefix}/locks/{key}/")))
+
+
+def test_timeout_leaves_no_key(client: Client, etcd_server: EtcdServer, prefix: str) -> None:
+    with client.lock("a"):
+        started = time.monotonic()
+        with pytest.raises(LockTimeout, match=r"lock 'a': not acquired within 0.3 s \(behind"):
+            client.lock("a", timeout=0.3)
+        assert time.monotonic() - started >= 0.3
+        assert len(keys_under(etcd_server, prefix)) == 1
+
+
+def test_zero_timeout_takes_a_free_lock(client: Client) -> None:
+    with client.lock("a", timeout=0), pytest.raises(LockTimeout):
+        client.lock("a", timeout=0)
+
+
+def test_interrupt_while_waiting_leaves_no_key(
+    client: Client, etcd_server: EtcdServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etcd_core.ownership import Contender
+
+    def interrupted(self: Contender, deadline: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with client.lock("a"):
+        monkeypatch.setattr(Contender, "_sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.lock("a")
+        assert len(keys_under(etcd_server, prefix)) == 1
+
+
+@pytest.mark.parametrize("holder", ["a", "a/b", "a/b/c"])
+@pytest.mark.parametrize("other", ["a", "a/b", "a/b/c"])
+def test_nested_names_do_not_contend(client: Client, holder: str, other: str) -> None:
+    with client.lock(holder):
+        if holder == other:
+            assert client.try_lock(other) is None
+            with pytest.raises(LockTimeout):
+                client.lock(other, timeout=0.1)
+            return
+        taken = client.try_lock(other)
+        assert taken is not None
+        assert client.try_lock(other) is None
+        taken.unlock()
+        client.lock(other, timeout=5).unlock()
+
+
+def test_nested_waiter_is_served_when_its_own_holder_leaves(client: Client) -> None:
+    nested = client.lock("a/b")
+    outer = client.lock("a")
+    got: list[bool] = []
+
+    def wait() -> None:
+        with client.lock("a", timeout=10) as lock:
+            got.append(lock.held)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    eventually(lambda: _waiters(client, "a") == 3)
+    outer.unlock()
+    thread.join(10)
+    assert got == [True]
+    assert nested.held
+    nested.unlock()
+
+
+def test_guard_in_a_raw_transaction(client: Client) -> None:
+    raw = client.raw
+    with client.lock("a") as lock:
+        guard = lock.guard()
+        done, _ = raw.transaction(
+            compare=[guard], success=[raw.transactions.put(f"{client.prefix}/x", "1")]
+        )
+        assert done
+    done, _ = raw.transaction(
+        compare=[guard], success=[raw.transactions.put(f"{client.prefix}/x", "2")]
+    )
+    assert not done
+    assert raw.get(f"{client.prefix}/x")[0] == b"1"
+
+
+def test_pool_of_zero_leaves_no_lease(
+    etcd_server: EtcdServer, make_client: Callable[..., Client]
+) -> None:
+    client = make_client(etcd_server.endpoint, lease_pool=0)
+    before = lease_ids(etcd_server)
+    client.lock("a").unlock()
+    lock = client.try_lock("a")
+    assert lock is not None
+    assert client.try_lock("a") is None
+    client.close()
+    assert not lock.held
+    assert lease_ids(etcd_server) == before
+
+
+def test_collected_lock_warns_and_is_left_to_expire(client: Client) -> None:
+    lock = client.lock("a", ttl=1)
+    done = lock.done
+    with pytest.warns(ResourceWarning, match="garbage-collected while held"):
+        del lock
+        gc.collect()
+    assert done.is_set()
+    client.lock("a", timeout=20).unlock()
+
+
+def test_loss_is_told_once(client: Client, etcd_server: EtcdServer) -> None:
+    told: list[tuple[str, str]] = []
+
+    def on_lost(lock: object, *, key: str, reason: str, **_: object) -> None:
+        told.append((key, reason))
+
+    with signals.lock_lost.connected_to(on_lost):
+        lock = client.lock("a")
+        etcd_server.ctl("del", lock.etcd_key)
+        assert lock.done.wait(10)
+        assert not lock.held
+        assert lock.lost_reason == "deleted"
+        eventually(lambda: told == [("a", "deleted")])
+        assert lock.unlock() is False
+    with pytest.raises(ClosedError):
+        lock.__enter__()
+
+
+def test_a_lost_lock_cannot_be_entered(client: Client, etcd_server: EtcdServer) -> None:
+    lock = client.lock("a")
+    etcd_server.ctl("del", lock.etcd_key)
+    assert lock.done.wait(10)
+    with pytest.raises(LeaseLost, match="deleted"), lock:
+        pytest.fail("the body ran unlocked")
+
+
+@pytest.mark.parametrize("key", ["", "/", "a\0b", "\ud800", 3, None])
+def test_bad_keys_are_refused(client: Client, counter: RpcCounter, key: str) -> None:
+    with counter.expect(), pytest.raises(InvalidArgument, match="lock: key"):
+        client.lock(key)
+
+
+@pytest.mark.parametrize("ttl", [-1, float("nan"), float("inf"), 1e10, "3", True])
+def test_bad_ttls_are_refused(client: Client, counter: RpcCounter, ttl: float) -> None:
+    with counter.expect(), pytest.raises(InvalidArgument, match="lock 'a': ttl"):
+        client.lock("a", ttl=ttl)
+
+
+def test_bad_timeout_is_refused(client: Client, counter: RpcCounter) -> None:
+    with counter.expect(), pytest.raises(InvalidArgument, match="timeout"):
+        client.lock("a", timeout=-1)
+
+
+def test_closed_client(client: Client) -> None:
+    client.close()
+    client.close()
+    with pytest.raises(ClosedError):
+        client.lock("a")
+
+
+def test_close_releases(client: Client, etcd_server: EtcdServer, prefix: str) -> None:
+    lock = client.lock("a")
+    election = client.campaign("b", "me")
+    client.close()
+    assert not lock.held
+    assert not election.is_leader
+    assert keys_under(etcd_server, prefix) == []

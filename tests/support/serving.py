@@ -1,0 +1,123 @@
+"""Real server processes and what the registry shows of them, for the hosting tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from etcd_core import Client, Config, ServiceEvent
+from etcd_core.testing import EtcdServer, eventually
+from etcd_core.testing._ports import free_ports
+
+APPS = Path(__file__).parents[1] / "integration" / "hosting" / "apps"
+PATIENCE = 30.0
+
+
+class Registry:
+    """What watchers see of one service."""
+
+    def __init__(self, server: EtcdServer, prefix: str, name: str) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.endpoint = server.endpoint
+        self._client = Client(Config([server.endpoint], prefix=prefix))
+        self.events: list[ServiceEvent] = []
+        self._subscription = self._client.watch_service(name, self.events.append)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def addresses(self) -> list[str]:
+        return [each.address for each in self._client.discover(self.name)]
+
+    def metadata(self) -> list[dict[str, str]]:
+        return [dict(each.metadata) for each in self._client.discover(self.name)]
+
+    def wait_for(self, *addresses: str) -> None:
+        eventually(
+            lambda: sorted(self.addresses()) == sorted(addresses),
+            PATIENCE,
+            message=f"{self.name} at {addresses}",
+        )
+
+    def kinds(self) -> list[str]:
+        return [str(event.type) for event in self.events]
+
+
+class ServerProcess:
+    """A command in its own process group, its output in a file."""
+
+    def __init__(self, command: list[str], registry: Registry, **env: str) -> None:
+        self.port = int(env.get("TEST_PORT") or 0)
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="hosting-", suffix=".log")  # noqa: SIM115
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
+            "PYTHONPATH": str(APPS),
+            "PYTHONUNBUFFERED": "1",
+            "DJANGO_SETTINGS_MODULE": "djsite.settings",
+            "FLASK_APP": "flask_site:create_app",
+            "TEST_ENDPOINTS": registry.endpoint,
+            "TEST_PREFIX": registry.prefix,
+            "TEST_SERVICE": registry.name,
+            **env,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            env=environment,
+            cwd=APPS,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def get(self, path: str = "/") -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def wait_serving(self) -> None:
+        eventually(self.get, PATIENCE, message=f"serving\n{self.output}")
+
+    def signal_group(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the parent and wait for its end; return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        # The group is ours: it was started as a session of its own.
+        for _ in range(50):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+            self.process.poll()
+            time.sleep(0.02)
+        self.process.wait(5)
+        self._log.close()
+
+
+def free_port() -> int:
+    return free_ports(1)[0]
+
+
+Start = Callable[..., ServerProcess]
