@@ -127,7 +127,7 @@ def test_unreachable_is_not_an_empty_config():
 def test_save_replaces_the_whole(source, etcd):
     source.save(VALUES)
     source.save({"server.port": 9090, "DATABASES": {"default": {"NAME": "x"}}})
-    assert etcd.stored() == {"server.port": "9090", "databases": "{default: {NAME: x}}"}
+    assert etcd.stored() == {"server.port": "9090", "databases.default": "{NAME: x}"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The client: the verbs of the library over one engine per process. Owns ``close()`` and ``fork()``.
+"""The client: the library's verbs over one engine per process. Owns ``close()`` and ``fork()``.
 
 A client is a cheap handle. The engine behind it is made at first use, once per process, so a client
 may be made before ``fork()``; equal configs share one engine through :func:`shared_client`.
@@ -172,7 +172,7 @@ class Client:
 
     @property
     def raw(self) -> RawClient:
-        """An ``etcd3.Etcd3Client`` on this client's channel, for everything else etcd can do.
+        """An ``etcd3.Etcd3Client`` on this client's channel: everything else etcd can do.
 
         It has the channel's failover and token refresh, and its watches are resumed; its ``close()``
         does nothing, since the channel is this client's.

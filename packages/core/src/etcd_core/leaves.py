@@ -88,8 +88,9 @@ def _lower(text: str) -> str:
 def _segment_fault(segment: str) -> str:
     if not segment:
         return "has an empty segment"
-    if segment[0] == "/" or segment[-1] == "/":
-        return "has a segment with '/' at its end"
+    if "/" in segment:
+        # The key of a leaf would read as one of another configuration: "app" and "app/eu".
+        return "has a segment with '/' in it"
     if "\0" in segment:
         return "holds a NUL character"
     return "is not valid Unicode" if _has_surrogate(segment) else ""
@@ -524,13 +525,11 @@ def flatten(config: Mapping[str, object]) -> dict[str, Value]:
     """Return the leaves of a nested or dotted configuration, by path.
 
     - A key of ``config`` itself is a path: lowered, and split at its dots.
-    - A table under it is spread into one leaf for each value, if every key in it, at every depth,
-      can be a path segment as it stands: lower case, no dot, not empty, no slash at an end, no
-      NUL.
-    - Otherwise that whole table is one leaf, a YAML map, which keeps its keys as they are. So
-      Django's ``DATABASES`` is the leaf ``databases``, and ``LOGGING`` with its ``django.request``
-      the leaf ``logging``. To keep the neighbours apart, give dotted keys:
-      ``{"server.port": 1, "server.headers": {"X-Id": "a"}}`` has two leaves.
+    - A table under it is spread into the leaves of its values, if each of its own keys can be a
+      path segment as it stands: lower case, no dot, no slash, no NUL, not empty.
+    - Otherwise that table is one leaf, a YAML map, which keeps its keys as they are. So Django's
+      ``DATABASES`` has a leaf ``databases.default`` with ``ENGINE`` and ``NAME`` in it, and
+      ``LOGGING`` a leaf ``logging.loggers`` that holds ``django.request``.
     - Lists are leaves whatever is in them, and so are None, an empty list and an empty table.
     - A map leaf and leaves under it may stand together; :func:`nest` merges them.
 
@@ -545,7 +544,7 @@ def flatten(config: Mapping[str, object]) -> dict[str, Value]:
 
     Example:
         >>> flatten({"Server": {"port": 1}, "DATABASES": {"default": {"NAME": "x"}}})
-        {'server.port': 1, 'databases': {'default': {'NAME': 'x'}}}
+        {'server.port': 1, 'databases.default': {'NAME': 'x'}}
     """
     leaves: dict[str, Value] = {}
     given_as: dict[str, str] = {}
@@ -571,13 +570,7 @@ def _spread(path: str, value: Value) -> Iterator[tuple[str, Value]]:
 
 
 def _is_spreadable(table: dict[str, Value]) -> bool:
-    return all(
-        "." not in key
-        and _lower(key) == key
-        and not _segment_fault(key)
-        and (not isinstance(item, dict) or _is_spreadable(item))
-        for key, item in table.items()
-    )
+    return all("." not in key and _lower(key) == key and not _segment_fault(key) for key in table)
 
 
 def nest(leaves: Mapping[str, Value]) -> dict[str, object]:

@@ -388,19 +388,13 @@ class ConfigSource:
     def _encoded(what: str, values: object) -> dict[str, bytes]:
         if not isinstance(values, Mapping):
             raise InvalidArgument(f"{what}: a mapping is needed, not a {type(values).__name__}")
-        leaves = flatten(values)
-        for path in leaves:
-            _check_slash(what, path)
-        return {path: encode_leaf(value, path) for path, value in leaves.items()}
+        return {path: encode_leaf(value, path) for path, value in flatten(values).items()}
 
     @staticmethod
     def _doomed(what: str, delete: object) -> frozenset[str]:
         if isinstance(delete, (str, bytes)) or not isinstance(delete, Iterable):
             raise InvalidArgument(f"{what}: delete must be a list of paths")
-        paths = frozenset(leaf_path(path) for path in delete)
-        for path in paths:
-            _check_slash(what, path)
-        return paths
+        return frozenset(leaf_path(path) for path in delete)
 
     def _kept_or_new(self, base: ConfigSnapshot, leaves: Mapping[str, bytes]) -> Wanted:
         """Return the bytes to store, those in the store already where they mean the same."""
@@ -430,11 +424,6 @@ class ConfigSource:
                 raise InvalidArgument(
                     f"{what}: {path!r} holds a value, so no leaf can lie below it; delete one"
                 )
-
-
-def _check_slash(what: str, path: str) -> None:
-    if "/" in path:
-        raise InvalidArgument(f"{what}: the path {path!r} must not hold '/'")
 
 
 def _is_under(path: str, doomed: frozenset[str]) -> bool:
