@@ -190,7 +190,8 @@ class _Line:
 
     def oldest(self) -> float:
         """Return when the oldest unanswered renewal was sent; infinity if there is none."""
-        return min((stamps[0] for stamps in self.stamps.values()), default=math.inf)
+        # In the order of sending, since take() moves a lease with more to come to the end.
+        return next((stamps[0] for stamps in self.stamps.values()), math.inf)
 
     def sent(self, lease_id: int, at: float) -> None:
         """Note a renewal."""
@@ -202,8 +203,9 @@ class _Line:
         if not stamps:
             return None
         at = stamps.popleft()
-        if not stamps:
-            del self.stamps[lease_id]
+        del self.stamps[lease_id]
+        if stamps:
+            self.stamps[lease_id] = stamps
         return at
 
 
@@ -266,6 +268,8 @@ class LeaseKeeper:
         self._closed = False
         # Below: owned by the keep-alive thread.
         self._renewals: dict[int, _Renewal] = {}
+        self._scan_at = math.inf
+        self._shortest = 60
         self._line: _Line | None = None
         self._draining: _Line | None = None
         self._backoff = Backoff(base=0.05, cap=0.5)
@@ -469,18 +473,8 @@ class LeaseKeeper:
         return True
 
     def _sleep_seconds(self) -> float | None:
-        now = boottime()
-        not_before = self._reopen_at if self._line is None else 0.0
-        at = math.inf
-        for renewal in self._renewals.values():
-            at = min(at, max(renewal.due, not_before), renewal.lease.deadline)
-        if self._timers:
-            at = min(at, self._timers[0][0])
-        if self._line is not None and self._renewals:
-            at = min(at, self._line.oldest() + self._patience())
-        if math.isinf(at):
-            return None
-        return max(at - now, 0.0)
+        at = min(self._scan_at, self._timers[0][0] if self._timers else math.inf)
+        return None if math.isinf(at) else max(at - boottime(), 0.0)
 
     def _receive(self, seconds: float | None) -> bool:
         try:
@@ -500,7 +494,9 @@ class LeaseKeeper:
         if isinstance(item, _Answer):
             self._on_answer(item)
         elif isinstance(item, _Add):
-            self._renewals[item.lease.id] = _Renewal(item.lease, self._first_due(item))
+            renewal = _Renewal(item.lease, self._first_due(item))
+            self._renewals[item.lease.id] = renewal
+            self._scan_at = min(self._scan_at, renewal.due)
         elif isinstance(item, _Drop):
             self._renewals.pop(item.lease_id, None)
         elif isinstance(item, _Later):
@@ -529,6 +525,7 @@ class LeaseKeeper:
             return
         renewal.lease.renewed(sent_at, answer.ttl)
         renewal.due = min(renewal.due, boottime() + self._period(renewal.lease))
+        self._scan_at = min(self._scan_at, renewal.due)
 
     def _on_ended(self, ended: _Ended) -> None:
         if ended.line is self._draining:
@@ -538,21 +535,39 @@ class LeaseKeeper:
             return
         self._line = None
         now = boottime()
-        self._reopen_at = now + min(self._backoff.next() + 0.01, self._shortest_ttl() / 6)
+        self._reopen_at = now + min(self._backoff.next() + 0.01, self._shortest / 6)
+        self._scan_at = min(self._scan_at, self._reopen_at)
         for lease_id in ended.line.stamps:
             if lease_id in self._renewals:
                 self._renewals[lease_id].due = now
 
     def _tick(self, now: float) -> None:
         self._run_timers(now)
+        if now >= self._scan_at:
+            self._scan(now)
+
+    def _scan(self, now: float) -> None:
+        """Bury what is dead, renew what is due, and find out when to do so next.
+
+        One pass over all leases, at most every 50 ms however many there are.
+        """
         self._bury(now)
+        self._shortest = min((r.lease.ttl for r in self._renewals.values()), default=60)
         if self._renewals and self._line and now - self._line.oldest() >= self._patience():
             self._try_another_line()
         due = [r for r in self._renewals.values() if r.due <= now + _GRANULARITY]
-        if not due or not self._have_line(now):
-            return
-        for renewal in due:
-            self._renew(renewal)
+        if due and self._have_line(now):
+            for renewal in due:
+                self._renew(renewal)
+        self._scan_at = max(self._next_event(), now + _GRANULARITY)
+
+    def _next_event(self) -> float:
+        if not self._renewals:
+            return math.inf
+        not_before = self._reopen_at if self._line is None else 0.0
+        slow = self._line.oldest() + self._patience() if self._line else math.inf
+        events = (min(max(r.due, not_before), r.lease.deadline) for r in self._renewals.values())
+        return min(slow, min(events))
 
     def _run_settled(self) -> None:
         ready = []
@@ -632,13 +647,9 @@ class LeaseKeeper:
 
         Three times what the last answer took: a slow line alone is no reason to leave it.
         """
-        shortest = self._shortest_ttl()
-        least = max(_MIN_PATIENCE, shortest / 6, 3 * self._round_trip)
+        least = max(_MIN_PATIENCE, self._shortest / 6, 3 * self._round_trip)
         rounds = self._slow_tries // max(1, len(self._channel.endpoints))
         return least * float(2 ** min(rounds, 4))
-
-    def _shortest_ttl(self) -> float:
-        return min((r.lease.ttl for r in self._renewals.values()), default=60)
 
     # -- the reading thread of one stream ------------------------------------------------------
 
