@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from etcd_core.testing import EtcdServer
 from etcd_core.wire import etcd3_import
 from etcd_core.wire import messages as m

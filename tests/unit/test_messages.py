@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from etcd_core.wire import messages
 from etcd_core.wire.messages import (
     METHODS,

@@ -233,7 +233,7 @@ class Config:
         for name, entry in type(self).__dataclass_fields__.items():
             value = getattr(self, name)
             if name != "endpoints" and value != entry.default:
-                shown.append(f"{name}={'***' if name == 'password' else value!r}")
+                shown.append(f"{name}={'***' if name == 'password' else repr(value)}")
         return f"Config({', '.join(shown)})"
 
     def _normalise_endpoints(self) -> None:

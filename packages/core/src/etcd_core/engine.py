@@ -24,7 +24,6 @@ from .lease import LeaseKeeper
 from .watch import WatchHub
 from .wire.channel import Channel, ResetNotice
 
-
 _log = logging.getLogger("etcd_core.client")
 
 

@@ -88,6 +88,7 @@ class Watch:
         self.over = False
         self.fragments: list[pb.Event] = []
         self.refused_generation: int | None = None
+        self.retried = False
         self._hub = hub
         self._request = request
 
@@ -139,6 +140,7 @@ class WatchHub:
         self._login_refused = False
         self._last_stream: WatchStream | None = None
         self._seen = 0
+        self._seen_epoch = 0
         channel.on_suspect = self._leave
 
     # -- any thread ----------------------------------------------------------------------------
@@ -177,10 +179,11 @@ class WatchHub:
             # One answer must not exceed what gRPC carries; we merge the parts.
             fragment=True,
         )
-        current = self._channel.store.epoch
         with self._lock:
             if self._closed:
                 raise ClosedError("watch: the client is closed")
+            # Under the lock: a reset before this shows here, one after it finds the watch.
+            current = self._channel.store.epoch
             # Never id 0: a refused create answers with id 0 on 3.5.1 and so kills a live watch 0.
             watch = Watch(self, next(self._ids), request, sink, current if epoch is None else epoch)
             self._watches[watch.id] = watch
@@ -283,9 +286,12 @@ class WatchHub:
             return not self._closed
 
     def _serve(self, backoff: Backoff) -> None:
+        self._enter_epoch()
         stream = self._last_stream = self._channel.open(WATCH)
         try:
             with self._lock:
+                if self._closed:
+                    return
                 self._stream = stream
                 self._pending.clear()
                 for watch in self._watches.values():
@@ -300,6 +306,16 @@ class WatchHub:
                 self._stream = None
                 self._pending.clear()
             stream.cancel()
+
+    def _enter_epoch(self) -> None:
+        """Forget what the store had before it was reset, or its answers would look like another.
+
+        Called before a stream is opened, never during one: what an old stream still delivers must
+        not count for the new store.
+        """
+        epoch = self._channel.store.epoch
+        if epoch != self._seen_epoch:
+            self._seen, self._seen_epoch = 0, epoch
 
     def _cannot_open(self, exc: EtcdError) -> None:
         if isinstance(exc, Unauthenticated) and not self._login_refused:
@@ -329,6 +345,7 @@ class WatchHub:
         elif response.events or watch.fragments:
             self._on_events(watch, response)
         else:
+            self._note(response.header)
             watch.next_revision = max(watch.next_revision, response.header.revision + 1)
             self._deliver(watch, Progress(response.header.revision, response.header))
 
@@ -343,12 +360,21 @@ class WatchHub:
             self._on_canceled(stream, watch, response)
             return
         watch.refused_generation = None
+        watch.retried = False
         revision = response.header.revision
         if watch.next_revision == 0:
             watch.next_revision = revision + 1
         elif self._looks_older(watch, response.header) and self._was_reset(watch):
             return
+        self._note(response.header)
         self._deliver(watch, Created(revision))
+
+    def _note(self, header: pb.ResponseHeader) -> None:
+        """Remember how far the store is, for the day on which it is not: a watch may be all we do.
+
+        The revision only: a member that has just lost its leader counts its term up alone.
+        """
+        self._seen = max(self._seen, header.revision)
 
     def _answered_create(self, response: pb.WatchResponse) -> Watch | None:
         """Return the watch whose create this answers: creates are answered in order.
@@ -364,7 +390,7 @@ class WatchHub:
 
     def _looks_older(self, watch: Watch, header: pb.ResponseHeader) -> bool:
         store = self._channel.store
-        store.know(self._seen)
+        store.know(self._seen, self._seen_epoch)
         # A user may ask for a revision that is still to come; only what was seen must be there.
         behind = header.revision < min(watch.next_revision - 1, store.revision)
         return behind or header.raft_term < store.term
@@ -387,10 +413,7 @@ class WatchHub:
             _log.debug("%s: cannot check for a reset: %s", watch.what, exc)
             self._channel.pause(0.1)
             raise _Restart from exc
-        if store.epoch == epoch:
-            return False
-        self._seen = store.revision
-        return True
+        return store.epoch != epoch
 
     def _on_events(self, watch: Watch, response: pb.WatchResponse) -> None:
         watch.fragments.extend(response.events)
@@ -404,7 +427,7 @@ class WatchHub:
         # Not the header's revision: while a watch catches up, that one is ahead of its events.
         revision = events[-1].kv.mod_revision
         watch.next_revision = revision + 1
-        self._seen = max(self._seen, revision)
+        self._note(response.header)
         self._deliver(watch, Events(revision, events, response.header))
 
     def _on_canceled(self, stream: WatchStream, watch: Watch, response: pb.WatchResponse) -> None:
@@ -418,8 +441,8 @@ class WatchHub:
         reason = response.cancel_reason or "etcd cancelled the watch without a reason"
         if self._is_refusal(reason):
             self._on_refused(stream, watch, reason)
-        elif classify("UNKNOWN", reason) is not Kind.FINAL and watch.refused_generation is None:
-            watch.refused_generation = -1
+        elif classify("UNKNOWN", reason) is not Kind.FINAL and not watch.retried:
+            watch.retried = True
             self._channel.pause(0.05)
             raise _Restart
         else:
@@ -440,9 +463,15 @@ class WatchHub:
         Servers call that permission denied just as the real thing: only a refusal of a fresh token
         on a fresh stream is final.
         """
-        if self._channel.logs_in and watch.refused_generation is None:
+        refused = watch.refused_generation
+        if self._channel.logs_in and (refused is None or stream.token_generation == refused):
             watch.refused_generation = stream.token_generation
-            self._refresh_token(stream)
+            try:
+                self._channel.refresh_token(stream.token_generation)
+            except Unauthenticated as exc:
+                # Only this watch ends: those that are live on the stream outlive their token.
+                self._end(watch, Unauthenticated(f"{watch.what}: {exc}"))
+                return
             raise _Restart
         if "permission" in reason.lower():
             self._end(watch, PermissionDenied(f"{watch.what}: permission denied"))

@@ -35,6 +35,8 @@ from .classify import (
     classify,
     final_error,
     is_auth_disabled,
+    is_broken,
+    is_hung_up,
     is_learner,
     is_overload,
     is_tls_failure,
@@ -50,6 +52,12 @@ _PATIENT_SECONDS = 1.0
 _BACKOFF_BASE = 0.025
 _BACKOFF_CAP = 1.0
 _OVERLOAD_PAUSE = 0.05
+_BROKEN_SECONDS = 1.0
+_SYNC_END_SECONDS = 1.0
+# One more attempt in less than this would not be answered, and so turn a certain failure of a write
+# into an unknown outcome.
+_LEAST_SECONDS = 0.2
+_PROBE_SECONDS = 0.5
 _HAS_LEADER = ("hasleader", "true")
 
 
@@ -243,6 +251,10 @@ class Channel:
         refreshed = False
         patience = _ATTEMPT_SECONDS
         while True:
+            if rpc is not AUTHENTICATE:
+                # With all of the caller's time: within one attempt's share a first log-in would
+                # not get past a member that hangs.
+                self._auth.ensure(deadline)
             link = self.endpoints.pick()
             generation = self._auth.generation
             left = deadline - time.monotonic()
@@ -255,7 +267,7 @@ class Channel:
             sent = failure.sent = sent or failure.kind is Kind.AMBIGUOUS
             if failure.kind is Kind.AMBIGUOUS and on_ambiguous is not None:
                 on_ambiguous()
-            if failure.kind is Kind.TOKEN and not refreshed:
+            if failure.kind is Kind.TOKEN and not refreshed and rpc is not AUTHENTICATE:
                 refreshed = True
                 self._auth.refresh(generation, deadline)
                 continue
@@ -268,15 +280,11 @@ class Channel:
                 # A large answer over a slow link must get through in the end.
                 patience *= 2
             tried.add(link)
-            if is_tls_failure(failure.details) and len(tried) >= len(self.endpoints):
+            self._explain(link, failure, deadline)
+            all_tried = len(tried) >= len(self.endpoints)
+            if all_tried and is_tls_failure(failure.details):
                 raise failure
-            delay = backoff.next() if len(tried) >= len(self.endpoints) else 0.0
-            if is_overload(failure.details):
-                delay = max(delay, _OVERLOAD_PAUSE)
-            if time.monotonic() + delay >= deadline:
-                failure.timed_out = True
-                raise failure
-            self.pause(delay)
+            self._pause_before_retry(failure, backoff if all_tried else None, deadline)
 
     def open(self, rpc: Rpc[Req, Resp], link: Link | None = None) -> Duplex[Req, Resp]:
         """Open a bidirectional stream on the current link, or the one given.
@@ -284,13 +292,17 @@ class Channel:
         Raises:
             ClosedError: The channel is closed.
         """
-        self.check_open()
         self._auth.ensure(self.deadline(UNSET))
-        generation = self._auth.generation
-        try:
-            return Duplex(self, link or self.endpoints.pick(), rpc, generation)
-        except ValueError as exc:
-            raise ClosedError(f"{rpc.name}: the client is closed") from exc
+        while True:
+            self.check_open()
+            generation = self._auth.generation
+            try:
+                return Duplex(self, link or self.endpoints.pick(), rpc, generation)
+            except ValueError as exc:
+                if not says_closed(exc):
+                    raise
+                # Closed with us, or dropped from the list since it was picked: another one then.
+                link = None
 
     def deadline(self, timeout: Timeout) -> float:
         """Return the point on the monotonic clock at which ``timeout`` ends."""
@@ -326,10 +338,10 @@ class Channel:
 
     def answered(self, link: Link) -> None:
         """Note that ``link`` works; the first success after an outage logs the recovery."""
-        if link.failing is None and self._down_since is None:
+        if link.failing is None and link.broken_at is None and self._down_since is None:
             return
         with self._state_lock:
-            link.failing = None
+            link.failing = link.broken_at = None
             since, self._down_since = self._down_since, None
         if since is not None:
             _log.warning(
@@ -340,8 +352,16 @@ class Channel:
             self._on_state(True, "")
 
     def failed(self, link: Link, reason: str) -> None:
-        """Note that ``link`` failed; when all have, that is an outage: one warning."""
+        """Note that ``link`` failed; when all have, that is an outage: one warning.
+
+        A connection that breaks is none yet: only if it cannot be made again, or keeps breaking.
+        """
+        now = time.monotonic()
         with self._state_lock:
+            if link.broken_at is None:
+                link.broken_at = now
+            if is_broken(reason) and now - link.broken_at < _BROKEN_SECONDS:
+                return
             link.failing = reason
             begins = (
                 self._down_since is None
@@ -384,13 +404,13 @@ class Channel:
         if self._sync is not None:
             self._sync.stop()
         self.endpoints.close()
+        if self._sync is not None:
+            self._sync.join(_SYNC_END_SECONDS)
 
     # -- one attempt ---------------------------------------------------------------------------
 
     def _attempt(self, link: Link, rpc: Rpc[Req, Resp], request: Req, seconds: float) -> Resp:
         self.check_open()
-        if rpc is not AUTHENTICATE:
-            self._auth.ensure(time.monotonic() + seconds)
         mark = self.store.mark()
         timeout = None if math.isinf(seconds) else max(seconds, 0.001)
         try:
@@ -398,10 +418,12 @@ class Channel:
         except grpc.RpcError as exc:
             raise self._failure(link, exc) from exc
         except ValueError as exc:
-            # gRPC's way to say that the channel was closed under the call.
-            if self._closing.is_set() or "closed channel" in str(exc):
-                raise ClosedError("the client is closed") from exc
-            raise
+            if not says_closed(exc):
+                raise
+            self.check_open()
+            # Dropped from the endpoint list after it was picked: nothing was sent.
+            details = f"{link.endpoint} has left the cluster"
+            raise CallFailed(Kind.NOT_EXECUTED, "UNAVAILABLE", details, None, sent=False) from exc
         self.answered(link)
         if rpc.ordered:
             self.store.observe(mark, cast("_Answer", answer).header)
@@ -415,6 +437,34 @@ class Channel:
         if kind in (Kind.FINAL, Kind.TOKEN):
             self.answered(link)
         return CallFailed(kind, code, details, exc, sent=False)
+
+    def _pause_before_retry(
+        self, failure: CallFailed, backoff: Backoff | None, deadline: float
+    ) -> None:
+        """Wait as long as ``backoff`` says, not at all without one.
+
+        Raises:
+            CallFailed: The time left is too short for another attempt.
+        """
+        delay, least = (0.0, 0.0) if backoff is None else (backoff.next(), _LEAST_SECONDS)
+        if is_overload(failure.details):
+            delay = max(delay, _OVERLOAD_PAUSE)
+        left = deadline - time.monotonic()
+        if left <= least:
+            failure.timed_out = True
+            raise failure
+        # A long pause must not use up the time in which the next attempt could succeed.
+        self.pause(min(delay, left - least))
+
+    def _explain(self, link: Link, failure: CallFailed, deadline: float) -> None:
+        """Name the cause where gRPC cannot: plain requests to a server that wants TLS."""
+        if self._tls or not is_hung_up(failure.details):
+            return
+        left = deadline - time.monotonic()
+        if left > 0 and link.speaks_tls(min(left, _PROBE_SECONDS)):
+            failure.details = (
+                f"{link.endpoint} speaks TLS: give tls= or an https:// endpoint; {failure.details}"
+            )
 
     def _leave(self, link: Link, failure: CallFailed, *, patient: bool) -> None:
         if is_learner(failure.details):
@@ -518,10 +568,14 @@ class StoreClock:
         """The newest raft term seen."""
         return self._term
 
-    def know(self, revision: int) -> None:
-        """Take in a revision that a watch delivered: it is committed, so no read may be older."""
+    def know(self, revision: int, epoch: int) -> None:
+        """Take in a revision that a watch told of: it is committed, so no read may be older.
+
+        What was told before a reset (in an older ``epoch``) says nothing about the store of now.
+        """
         with self._lock:
-            self.revision = max(self.revision, revision)
+            if epoch == self._epoch:
+                self.revision = max(self.revision, revision)
 
     def mark(self) -> tuple[int, int, int, int]:
         """Return what is known now; hand it to :meth:`observe` with the answer."""
@@ -563,8 +617,13 @@ class _AutoSync:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; it may finish a request first."""
+        """Tell the thread to end; it may finish a request first."""
         self._stop.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread's end."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -606,6 +665,12 @@ def status_of(exc: grpc.RpcError) -> tuple[str, str]:
     except AttributeError:
         return "UNKNOWN", str(exc)
     return code.name if code is not None else "UNKNOWN", details or ""
+
+
+def says_closed(exc: ValueError) -> bool:
+    """Tell whether gRPC's channel was closed under a call; gRPC has two texts for it."""
+    text = str(exc).lower()
+    return "channel" in text and "closed" in text
 
 
 def _prepare_gevent() -> None:

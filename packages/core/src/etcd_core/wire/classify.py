@@ -43,16 +43,27 @@ _NOT_EXECUTED = re.compile(
     r"|etcdserver: no leader|too many requests|rpc not supported for learner|not capable",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"invalid auth token|revision of auth store is old|user name is empty")
+_TOKEN = re.compile(
+    # The third is what etcd 3.5.1 says of an outdated JWT, as UNKNOWN.
+    r"invalid auth token|revision of auth store is old|revision in header is old"
+    r"|user name is empty"
+)
 _BAD_PASSWORD = re.compile(r"authentication failed, invalid user ID or password")
 _AMBIGUOUS = re.compile(
     r"request timed out|leader changed|server stopped|unhealthy cluster|context deadline exceeded"
 )
 _TLS = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|certificate has expired|Hostname Verification Check failed"
-    r"|Unwrap failed|Handshake read failed|Handshake failed|SSL_ERROR|TSI_|wrong version number",
+    r"|Unwrap failed|Handshake read failed|Handshake failed|SSL_ERROR|TSI_|wrong version number"
+    r"|speaks TLS",
     re.IGNORECASE,
 )
+_BROKEN = re.compile(
+    r"Stream removed|Socket closed|Connection reset|Broken pipe|GOAWAY|leader changed"
+    r"|request timed out|server stopped",
+    re.IGNORECASE,
+)
+_HUNG_UP = re.compile(r"Socket closed|Connection reset", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"request is too large|message larger than max|too many operations")
 _AMBIGUOUS_CODES = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN", "ABORTED"}
@@ -73,6 +84,16 @@ def classify(code: str, details: str) -> Kind:
 def is_tls_failure(details: str) -> bool:
     """Tell whether the connection failed for its certificates or protocol: waiting won't help."""
     return _TLS.search(details) is not None
+
+
+def is_hung_up(details: str) -> bool:
+    """Tell whether the server took the connection and closed it without a word of HTTP/2."""
+    return "failed to connect" in details and _HUNG_UP.search(details) is not None
+
+
+def is_broken(details: str) -> bool:
+    """Tell whether a connection or a leader was lost: the next try may well succeed."""
+    return _BROKEN.search(details) is not None and "Deadline Exceeded" not in details
 
 
 def is_learner(details: str) -> bool:

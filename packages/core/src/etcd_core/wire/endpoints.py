@@ -8,6 +8,7 @@ member's channel serves a process until it fails.
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -54,6 +55,7 @@ class Link:
         self.seed = seed
         self.parked_until = 0.0
         self.failing: str | None = None
+        self.broken_at: float | None = None
         self._channel = channel
         self._calls: dict[str, Any] = {}
 
@@ -100,6 +102,26 @@ class Link:
         )
         return multi(request, timeout=timeout, metadata=metadata)
 
+    def speaks_tls(self, timeout: float) -> bool:
+        """Shake hands once, without gRPC: a server that does so hangs up on plain requests."""
+        import ssl
+
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        address = (self.endpoint.host, self.endpoint.port)
+        try:
+            with (
+                socket.create_connection(address, timeout) as sock,
+                context.wrap_socket(sock, server_hostname=self.endpoint.host),
+            ):
+                return True
+        except ssl.SSLError as exc:
+            # An alert is an answer too: of a server that wants a certificate of ours.
+            return "ALERT" in (exc.reason or "")
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close the channel; calls in flight end with CANCELLED."""
         self._channel.close()
@@ -124,6 +146,7 @@ class Endpoints:
         self._links = [self._open(endpoint, seed=True) for endpoint in seeds]
         # Start anywhere: a fleet must not sit on the first member of its list.
         self._at = random.randrange(len(self._links))
+        self._closed = False
 
     def __len__(self) -> int:
         """Return the number of links."""
@@ -169,6 +192,8 @@ class Endpoints:
         if not wanted:
             return
         with self._lock:
+            if self._closed:
+                return
             current = self._links[self._at]
             known = {link.endpoint.target: link for link in self._links}
             links = [
@@ -183,8 +208,11 @@ class Endpoints:
             link.close()
 
     def close(self) -> None:
-        """Close every channel."""
-        for link in self._links:
+        """Close every channel, and open no other from now on."""
+        with self._lock:
+            self._closed = True
+            links = self._links
+        for link in links:
             link.close()
 
     def _open(self, endpoint: Endpoint, *, seed: bool) -> Link:

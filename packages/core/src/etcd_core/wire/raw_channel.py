@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from ..config import UNSET, Timeout, Unset
 from ..errors import ClosedError, ConnectionFailed, EtcdError, InvalidArgument
 from . import messages as pb
-from .channel import Backoff, CallFailed, Channel, status_of
+from .channel import Backoff, CallFailed, Channel, says_closed, status_of
 from .classify import Kind, classify
 from .endpoints import Link, Metadata
 from .rpc import Rpc, raw_rpc
@@ -309,9 +309,11 @@ class RoutedStream:
         try:
             return self._begin(link, seconds, metadata)
         except ValueError as exc:
-            # gRPC's way to say that the channel was closed under the call.
+            if not says_closed(exc):
+                raise
             self._channel.check_open()
-            raise ClosedError("the client is closed") from exc
+            # Dropped from the endpoint list after it was picked: nothing was sent.
+            return self._open(self._channel.endpoints.pick())
 
     def _mend(self, failure: grpc.RpcError, link: Link, generation: int, started: bool) -> bool:
         """Do what a new attempt needs; return whether one is allowed."""
