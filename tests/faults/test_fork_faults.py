@@ -8,9 +8,9 @@ import textwrap
 import uuid
 
 import pytest
-from witness import keys_under
 
 from etcd_core.testing import EtcdServer
+from witness import keys_under
 
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork()")
 
@@ -48,8 +48,15 @@ def in_child(body):
 def run(server: EtcdServer, body: str) -> str:
     prefix = f"/test/{uuid.uuid4().hex}"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _HEAD + textwrap.dedent(body)]
-        + [server.endpoint, prefix],
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            _HEAD + textwrap.dedent(body),
+            server.endpoint,
+            prefix,
+        ],
         capture_output=True,
         text=True,
         timeout=50,

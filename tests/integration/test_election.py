@@ -58,7 +58,7 @@ def test_next_in_line_leads(client: Client) -> None:
     won = []
     thread = threading.Thread(target=lambda: won.append(client.campaign("boss", "two")))
     thread.start()
-    with pytest.raises(CampaignTimeout, match="not won within 0.2 s"):
+    with pytest.raises(CampaignTimeout, match=r"not won within 0\.2 s"):
         client.campaign("boss", "three", timeout=0.2)
     first.resign()
     thread.join(10)

@@ -121,13 +121,15 @@ def test_etcdctl_elects_and_we_observe(client: Client, etcd_server: EtcdServer) 
 
 def test_etcdctl_observes_our_leader(client: Client, etcd_server: EtcdServer) -> None:
     name = f"{client.prefix}/elections/boss"
-    with client.campaign("boss", "python") as election:
-        with tool(etcd_server, "elect", "--listen", name) as observer:
-            assert observer.line().startswith(name)
-            assert observer.line() == "python"
-            election.proclaim("python 2")
-            assert observer.line().startswith(name)
-            assert observer.line() == "python 2"
+    with (
+        client.campaign("boss", "python") as election,
+        tool(etcd_server, "elect", "--listen", name) as observer,
+    ):
+        assert observer.line().startswith(name)
+        assert observer.line() == "python"
+        election.proclaim("python 2")
+        assert observer.line().startswith(name)
+        assert observer.line() == "python 2"
 
 
 def test_lease_of_a_lock_is_an_ordinary_lease(client: Client, etcd_server: EtcdServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -57,6 +58,6 @@ def check(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     assert tokens == sorted(set(tokens)), "a token was used twice"
     values = [record["value"] for record in by_token if record["counted"]]
     assert values == sorted(set(values)), f"the counter did not follow the tokens: {values}"
-    for earlier, later in zip(by_token, by_token[1:], strict=False):
+    for earlier, later in itertools.pairwise(by_token):
         assert earlier["to"] <= later["from"], f"two owners at once: {earlier} and {later}"
     return by_token

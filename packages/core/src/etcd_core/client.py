@@ -174,8 +174,8 @@ class Client:
     def raw(self) -> RawClient:
         """An ``etcd3.Etcd3Client`` on this client's channel: everything else etcd can do.
 
-        It has the channel's failover and token refresh, and its watches are resumed; its ``close()``
-        does nothing, since the channel is this client's.
+        It has the channel's failover and token refresh, and its watches are resumed; its own
+        ``close()`` does nothing, since the channel is this client's.
         """
         with self._lock:
             if self._raw is None:

@@ -92,8 +92,7 @@ class Lock:
     def lost_reason(self) -> str | None:
         """Why the lock was lost; None if it was not.
 
-        One of ``expired``, ``revoked``, ``deleted``, ``overwritten``, ``detached``, ``reset`` and
-        ``forked``.
+        One of ``expired``, ``revoked``, ``deleted``, ``overwritten``, ``detached`` and ``forked``.
         """
         return self._ownership.lost_reason
 
@@ -101,11 +100,12 @@ class Lock:
         """Return the condition "still ours" for a transaction of ``client.raw``."""
         return self._ownership.guard()
 
-    def unlock(self, *, timeout: float | None = None) -> bool:
-        """Release the lock. Idempotent; one request.
+    def unlock(self, *, timeout: float | None = None, keep_for: float = 0.0) -> bool:
+        """Release the lock. Idempotent; one request, or three with ``keep_for``.
 
         Args:
             timeout: Seconds; None means ``Config.timeout``.
+            keep_for: Seconds, rounded up, for which the lock stays taken by nobody.
 
         Returns:
             Whether it was ours until now. False also from the second call on.
@@ -114,7 +114,7 @@ class Lock:
             EtcdError: etcd could not be told; the lock becomes free when its lease expires.
         """
         self._ownership.scope.let_go(self)
-        return self._ownership.release(timeout)
+        return self._ownership.release(timeout, keep_for=keep_for)
 
     def close_with_client(self, timeout: float) -> None:
         """Release the lock because the client is closed."""

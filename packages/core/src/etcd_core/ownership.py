@@ -22,7 +22,6 @@ from .config import UNSET, Timeout
 from .engine import Scope
 from .errors import (
     ClosedError,
-    ClusterReset,
     ConnectionFailed,
     EtcdError,
     LeaseLost,
@@ -644,7 +643,7 @@ class Ownership:
             for event in delivery.events:
                 self._on_event(event)
         elif isinstance(delivery, Ended) and not isinstance(delivery.error, ClosedError):
-            self._on_guard_ended(delivery.error)
+            self._on_guard_ended()
 
     def _on_event(self, event: pb.Event) -> None:
         if event.type == pb.Event.DELETE:
@@ -654,11 +653,9 @@ class Ownership:
         elif event.kv.value not in self.values:
             self._lose("overwritten")
 
-    def _on_guard_ended(self, error: EtcdError) -> None:
-        if isinstance(error, ClusterReset):
-            self._lose("reset")
-            return
-        # Compacted under an interrupted watch: look at the key itself, off the watch thread.
+    def _on_guard_ended(self) -> None:
+        # Compacted under an interrupted watch, or the store was reset: the key itself tells. Off
+        # the watch thread, since it takes a request.
         self.scope.engine.dispatcher.strand(self._what).post(self._look_at_key)
 
     def _look_at_key(self) -> None:
