@@ -331,8 +331,10 @@ class LeaseKeeper:
             if not lease_exists(exc):
                 raise
         lease = Lease(lease_id, ttl, sent_at)
-        # An existing lease may have little of its time left, and another TTL than ours.
-        self._keep(lease, renew_now=True)
+        # Not among the granted: others live on it too, so closing this client must not revoke it.
+        # It may have little of its time left, and another TTL than ours.
+        self._inbox.put(_Add(lease, renew_now=True))
+        self._start()
         return lease
 
     def take(self, ttl: int, *, what: str, timeout: Timeout = UNSET) -> Lease:
@@ -430,12 +432,12 @@ class LeaseKeeper:
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(0.1, deadline - time.monotonic()))
 
-    def _keep(self, lease: Lease, *, renew_now: bool = False) -> None:
+    def _keep(self, lease: Lease) -> None:
         with self._lock:
             if self._closed:
                 raise ClosedError("lease: the client is closed", outcome_unknown=True)
             self._granted[lease.id] = lease
-        self._inbox.put(_Add(lease, renew_now))
+        self._inbox.put(_Add(lease))
         self._start()
 
     def _start(self) -> None:
