@@ -43,16 +43,16 @@ if TYPE_CHECKING:
     from .config import UNSET, Config, Timeout, Tls
     from .discovery import ServiceEvent, ServiceEventType, ServiceView
     from .dispatch import Subscription
-    from .election import Candidate, Election, LeaderWatch
+    from .election import Candidate, Election, LeaderWatch, Term
     from .lock import Lock
     from .ownership import Compare
     from .registry import Descriptor, Registration
     from .source import ConfigSnapshot, ConfigSource
-    from .tasks import Term, current_term, leader_only, set_default_client
+    from .tasks import checkpoint, current_term, exclusive, leader_only, set_default_client
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - sectioned, as a table of contents is
     # client
     "Client",
     "Config",
@@ -79,7 +79,9 @@ __all__ = [
     "Lock",
     # tasks
     "Term",
+    "checkpoint",
     "current_term",
+    "exclusive",
     "leader_only",
     "set_default_client",
     # signals
@@ -117,10 +119,10 @@ _HOMES = {
     "registry": ("Descriptor", "Registration"),
     "discovery": ("ServiceEvent", "ServiceEventType", "ServiceView"),
     "dispatch": ("Subscription",),
-    "election": ("Candidate", "Election", "LeaderWatch"),
+    "election": ("Candidate", "Election", "LeaderWatch", "Term"),
     "lock": ("Lock",),
     "ownership": ("Compare",),
-    "tasks": ("Term", "current_term", "leader_only", "set_default_client"),
+    "tasks": ("checkpoint", "current_term", "exclusive", "leader_only", "set_default_client"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -85,6 +85,7 @@ class Election:
         self._ownership = ownership
         self._mod_revision = ownership.token
         self._proclaiming = threading.Lock()
+        self._keep_until = 0.0
         self._engine = ownership.scope.engine
         forking.track(self)
         self._announce(signals.leadership_acquired)
@@ -188,6 +189,13 @@ class Election:
             self._mod_revision = self._proclaimed_at(what, raw, answer)
         self._identity = value
 
+    def keep_for(self, seconds: float) -> None:
+        """Let nobody else lead for ``seconds`` from now, even if we resign before. No I/O.
+
+        A resignation before that hands the key to a lease of the rest, in three requests.
+        """
+        self._keep_until = max(self._keep_until, time.monotonic() + seconds)
+
     def resign(self, *, timeout: float | None = None) -> None:
         """Give the leadership up. Idempotent; one request.
 
@@ -198,7 +206,7 @@ class Election:
         own.scope.let_go(self)
         if own.begin_release() and own.lost_reason is None:
             self._tell_lost("resigned")
-        own.release(timeout)
+        own.release(timeout, keep_for=max(0.0, self._keep_until - time.monotonic()))
 
     def close_with_client(self, timeout: float) -> None:
         """Resign because the client is closed."""
@@ -484,6 +492,12 @@ class Candidate:
         """The current leadership, or None."""
         election = self._election
         return election.term if election is not None and election.is_leader else None
+
+    def keep_for(self, seconds: float) -> None:
+        """As :meth:`Election.keep_for`, if this process leads."""
+        election = self._election
+        if election is not None:
+            election.keep_for(seconds)
 
     @property
     def error(self) -> EtcdError | None:

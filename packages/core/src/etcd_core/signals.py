@@ -71,8 +71,8 @@ leadership_lost: Final[Signal] = _namespace.signal(
 task_skipped: Final[Signal] = _namespace.signal(
     "task_skipped",
     doc="""A guarded task did not run in this process. Sender: the function's qualified name (str).
-    Keywords: ``name`` (str), ``reason``: ``"not_leader"``, ``"unreachable"`` or
-    ``"min_remaining"``.""",
+    Keywords: ``name`` (str), ``reason``: ``"not_leader"``, ``"locked"``, ``"unreachable"`` or
+    ``"min_remaining"``. Sent by the call itself, in its thread.""",
 )
 cluster_reset: Final[Signal] = _namespace.signal(
     "cluster_reset",

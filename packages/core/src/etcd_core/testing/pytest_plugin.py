@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from etcd_core import Client
+    from etcd_core import Client, Term
 
     from .server import EtcdServer
 
@@ -56,3 +57,27 @@ def etcd_client(etcd_server: EtcdServer) -> Iterator[Client]:
         client.close()
         if etcd_server.alive:
             etcd_server.delete_prefix(f"{prefix}/")
+
+
+@pytest.fixture
+def etcd_fake_leader() -> Iterator[Callable[..., Term]]:
+    """Give ``fake_leader`` without a block: it lasts until the test ends. Needs no etcd.
+
+    Example:
+        >>> def test_report(etcd_fake_leader):
+        ...     etcd_fake_leader("nightly-report", token=7)
+        ...     assert report() is not None
+    """
+    from .fakes import fake_leader
+
+    with ExitStack() as stack:
+        yield lambda name, **options: stack.enter_context(fake_leader(name, **options))
+
+
+@pytest.fixture
+def etcd_no_leader() -> Iterator[Callable[[str], None]]:
+    """Give ``no_leader`` without a block: it lasts until the test ends. Needs no etcd."""
+    from .fakes import no_leader
+
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(no_leader(name))

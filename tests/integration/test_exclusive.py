@@ -1,0 +1,322 @@
+"""``exclusive`` and the finer options of the guards, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from etcd_core import (
+    Client,
+    LeaseLost,
+    LockTimeout,
+    NotLeader,
+    checkpoint,
+    current_term,
+    exclusive,
+    leader_only,
+    signals,
+)
+from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
+
+
+@pytest.fixture
+def make_client(etcd_server: EtcdServer, etcd_client: Client) -> Iterator[Callable[..., Client]]:
+    """More clients under the prefix of ``etcd_client``, each like a process of its own."""
+    with ExitStack() as stack:
+
+        def make(**options: object) -> Client:
+            options = {"endpoints": [etcd_server.endpoint], "prefix": etcd_client.prefix, **options}
+            return stack.enter_context(Client(**options))  # type: ignore[arg-type]
+
+        yield make
+
+
+def keys(server: EtcdServer, prefix: str) -> list[str]:
+    return server.ctl("get", "--prefix", "--keys-only", prefix).split()
+
+
+class TestExclusive:
+    def test_runs_do_not_overlap(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        other, reasons = make_client(), []
+
+        def note(sender: object, *, name: str, reason: str) -> None:
+            reasons.append(reason)
+
+        @exclusive("job", client=etcd_client)
+        def first() -> tuple[int, int | None]:
+            return current_term().token, second()
+
+        @exclusive("job", client=other)
+        def second() -> int:
+            return current_term().token
+
+        with signals.task_skipped.connected_to(note):
+            got = first()
+            assert got is not None
+            assert got[1] is None
+            assert reasons == ["locked"]
+            later = second()
+        assert later is not None
+        assert later > got[0]
+
+    def test_what_a_run_costs(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        counter = RpcCounter()
+        client = make_client(interceptors=[counter])
+        task = exclusive("job", client=client)(lambda: 1)
+        assert task() == 1
+        with counter.expect(Txn=2):
+            assert task() == 1
+        lock = etcd_client.lock("job")
+        with counter.expect(Txn=1):
+            assert task() is None
+        lock.unlock()
+
+    def test_a_call_inside_just_runs(self, etcd_client: Client) -> None:
+        guard = exclusive("job", client=etcd_client, otherwise="raise")
+
+        @guard
+        def recurse(depth: int) -> int:
+            return 0 if depth == 0 else 1 + recurse(depth - 1)
+
+        assert recurse(3) == 3
+
+    def test_threads_of_one_process_exclude_each_other(self, etcd_client: Client) -> None:
+        inside, most, done = [0], [0], []
+
+        @exclusive("job", client=etcd_client, otherwise="wait", wait=30)
+        def task() -> None:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.005)
+            inside[0] -= 1
+            done.append(current_term().token)
+
+        threads = [threading.Thread(target=task) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == [1]
+        assert done == sorted(set(done))
+        assert len(done) == 8
+
+    def test_raise_and_wait(self, etcd_client: Client, make_client: Callable[..., Client]) -> None:
+        client = make_client()
+        with etcd_client.lock("job"):
+            with pytest.raises(LockTimeout, match="another run has the lock"):
+                exclusive("job", client=client, otherwise="raise")(lambda: 1)()
+            with pytest.raises(LockTimeout, match=r"0\.2 s"):
+                exclusive("job", client=client, otherwise="wait", wait=0.2)(lambda: 1)()
+        assert exclusive("job", client=client, otherwise="wait", wait=20)(lambda: 1)() == 1
+
+    def test_unreachable(self, etcd_server: EtcdServer, make_client: Callable[..., Client]) -> None:
+        reasons: list[str] = []
+
+        def note(sender: object, *, name: str, reason: str) -> None:
+            reasons.append(reason)
+
+        with FaultProxy(etcd_server.endpoint) as proxy, signals.task_skipped.connected_to(note):
+            proxy.refuse()
+            client = make_client(endpoints=[proxy.endpoint], timeout=0.3)
+            assert exclusive("job", client=client)(lambda: 1)() is None
+            with pytest.raises(ConnectionError):
+                exclusive("job", client=client, otherwise="raise")(lambda: 1)()
+        assert reasons == ["unreachable"]
+
+    def test_a_cancelled_wait_leaves_no_lock(
+        self, etcd_client: Client, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        async def main() -> None:
+            task = exclusive("job", client=client, otherwise="wait")(number)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(task(), 0.2)
+
+        client = make_client()
+        with etcd_client.lock("job"):
+            asyncio.run(main())
+        locks = f"{etcd_client.prefix}/locks/"
+        eventually(lambda: not keys(etcd_server, locks), timeout=10)
+
+    def test_in_a_loop(self, etcd_client: Client) -> None:
+        async def main() -> list[int | None]:
+            task = exclusive("job", client=etcd_client, otherwise="wait", wait=30)(number)
+            return list(await asyncio.gather(*(task() for _ in range(5))))
+
+        tokens = asyncio.run(main())
+        assert len(set(tokens)) == 5
+
+    def test_min_remaining_waits_for_a_renewal(self, etcd_client: Client) -> None:
+        task = exclusive("job", client=etcd_client, ttl=2, min_remaining=1.8)
+        seen = [task(lambda: current_term().remaining())() for _ in range(6)]
+        assert all(left is not None and left > 1.7 for left in seen)
+
+
+class TestAtLeastFor:
+    @pytest.mark.slow
+    def test_exclusive_keeps_everybody_out(
+        self, etcd_client: Client, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        task = exclusive("job", client=etcd_client, at_least_for=2)(lambda: current_term().token)
+        other = exclusive("job", client=make_client())(lambda: current_term().token)
+        started = time.monotonic()
+        token = task()
+        assert token is not None
+        assert time.monotonic() - started < 1.5
+        assert task() is None
+        assert other() is None
+        later = eventually(other, timeout=15)
+        assert time.monotonic() - started >= 2
+        assert later is not None
+        assert later > token
+
+    def test_a_long_run_releases_at_once(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        @exclusive("job", client=etcd_client, at_least_for=0.05)
+        def task() -> int:
+            time.sleep(0.1)
+            return 1
+
+        assert task() == 1
+        assert exclusive("job", client=make_client())(lambda: 2)() == 2
+
+    @pytest.mark.slow
+    def test_a_leader_that_exits_keeps_others_out(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        task = leader_only("job", client=etcd_client, at_least_for=2)(lambda: current_term().token)
+        other = leader_only("job", client=make_client())(lambda: current_term().token)
+        started = time.monotonic()
+        token = task()
+        assert token is not None
+        identity = etcd_client.leader("job")
+        etcd_client.close()
+        assert time.monotonic() - started < 1.9
+        with make_client() as witness:
+            assert witness.leader("job") == identity
+        assert other() is None
+        later = eventually(other, timeout=15)
+        assert time.monotonic() - started >= 2
+        assert later is not None
+        assert later > token
+
+    @pytest.mark.slow
+    def test_a_cron_job_on_two_nodes_runs_once(
+        self, etcd_server: EtcdServer, etcd_client: Client
+    ) -> None:
+        code = textwrap.dedent(
+            """
+            import sys
+            from etcd_core import Client, exclusive, leader_only
+            client = Client(endpoints=[sys.argv[1]], prefix=sys.argv[2])
+            kind = {"exclusive": exclusive, "leader_only": leader_only}[sys.argv[3]]
+            print(kind("job", client=client, at_least_for=5, default="skipped")(lambda: "ran")())
+            """
+        )
+        for kind in ("exclusive", "leader_only"):
+            said = [
+                subprocess.run(
+                    [sys.executable, "-c", code, etcd_server.endpoint, etcd_client.prefix, kind],
+                    check=True,
+                    timeout=30,
+                    capture_output=True,
+                    text=True,
+                ).stdout.strip()
+                for _ in range(2)
+            ]
+            assert said == ["ran", "skipped"]
+
+
+class TestOnLost:
+    def test_raise(self, etcd_client: Client, etcd_server: EtcdServer) -> None:
+        def task() -> None:
+            assert checkpoint()
+            etcd_server.ctl("del", "--prefix", f"{etcd_client.prefix}/")
+            while True:
+                checkpoint()
+                time.sleep(0.01)
+
+        with pytest.raises(LeaseLost, match="exclusive 'job'"):
+            exclusive("job", client=etcd_client, on_lost="raise")(task)()
+        with pytest.raises(NotLeader, match="leader_only 'job'"):
+            leader_only("job", client=etcd_client, on_lost="raise")(task)()
+
+    def test_cancel(self, etcd_client: Client, etcd_server: EtcdServer) -> None:
+        async def task() -> None:
+            await asyncio.to_thread(etcd_server.ctl, "del", "--prefix", f"{etcd_client.prefix}/")
+            await asyncio.sleep(60)
+
+        async def main() -> None:
+            with pytest.raises(LeaseLost):
+                await exclusive("job", client=etcd_client, on_lost="cancel")(task)()
+            with pytest.raises(NotLeader):
+                await leader_only("job", client=etcd_client, on_lost="cancel")(task)()
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+
+    def test_closing_the_client_ends_the_term(self, etcd_client: Client) -> None:
+        @leader_only("job", client=etcd_client, on_lost="raise")
+        def task() -> None:
+            etcd_client.close()
+            checkpoint()
+
+        with pytest.raises(NotLeader):
+            task()
+
+    def test_the_guard_protects_a_write(self, etcd_client: Client, etcd_server: EtcdServer) -> None:
+        raw, key = etcd_client.raw, f"{etcd_client.prefix}/protected"
+
+        def write(value: str) -> bool:
+            guard = current_term().guard()
+            put = [raw.transactions.put(key, value)]
+            done, _ = raw.transaction(compare=[guard], success=put, failure=[])
+            return bool(done)
+
+        @exclusive("job", client=etcd_client)
+        def task() -> list[bool]:
+            before = write("mine")
+            etcd_server.ctl("del", "--prefix", f"{etcd_client.prefix}/locks/")
+            return [before, write("too late")]
+
+        assert task() == [True, False]
+        assert raw.get(key)[0] == b"mine"
+
+
+class TestBlock:
+    def test_with(self, etcd_client: Client, make_client: Callable[..., Client]) -> None:
+        with exclusive("job", client=etcd_client) as term:
+            assert current_term() is term
+            with pytest.raises(LockTimeout), exclusive("job", client=make_client()):
+                raise AssertionError("entered")
+        assert term.lost.is_set()
+        with exclusive("job", client=make_client()) as later:
+            assert later.token > term.token
+
+    def test_async_with(self, etcd_client: Client) -> None:
+        async def main() -> None:
+            async with leader_only("job", client=etcd_client, otherwise="wait", wait=20) as term:
+                assert term.remaining() > 0
+            async with exclusive("job", client=etcd_client) as term:
+                assert term.remaining() > 0
+            assert term.lost.is_set()
+
+        asyncio.run(main())
+
+
+async def number() -> int:
+    """Give the fencing token."""
+    await asyncio.sleep(0)
+    return current_term().token

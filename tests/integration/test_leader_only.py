@@ -1,0 +1,582 @@
+"""``leader_only`` on a real etcd: one process and many, faults, forks and event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from etcd_core import (
+    Client,
+    ClosedError,
+    EtcdError,
+    NotLeader,
+    current_term,
+    leader_only,
+    set_default_client,
+    shared_client,
+    signals,
+)
+from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
+
+TTL = 2
+
+
+@pytest.fixture
+def make_client(etcd_server: EtcdServer, etcd_client: Client) -> Iterator[Callable[..., Client]]:
+    """More clients under the prefix of ``etcd_client``, each like a process of its own."""
+    with ExitStack() as stack:
+
+        def make(**options: object) -> Client:
+            options = {"endpoints": [etcd_server.endpoint], "prefix": etcd_client.prefix, **options}
+            return stack.enter_context(Client(**options))  # type: ignore[arg-type]
+
+        yield make
+
+
+@pytest.fixture
+def skips() -> Iterator[list[str]]:
+    reasons: list[str] = []
+
+    def note(sender: object, *, name: str, reason: str) -> None:
+        reasons.append(reason)
+
+    with signals.task_skipped.connected_to(note):
+        yield reasons
+
+
+def guarded(client: Client, **options: object) -> Callable[[], int | None]:
+    """Return a task that gives its fencing token."""
+    guard = leader_only("job", client=client, ttl=TTL, **options)  # type: ignore[call-overload]
+    task: Callable[[], int | None] = guard(lambda: current_term().token)
+    return task
+
+
+class TestOneProcess:
+    def test_the_first_call_runs(self, etcd_client: Client) -> None:
+        token = guarded(etcd_client)()
+        assert token is not None
+        assert token > 0
+        assert etcd_client.leader("job") is not None
+
+    def test_one_candidacy_for_all_tasks_and_handles(self, etcd_client: Client) -> None:
+        with shared_client(etcd_client.config) as one, shared_client(etcd_client.config) as other:
+            tokens = {guarded(one)(), guarded(other)(), guarded(one, otherwise="raise")()}
+            assert len(tokens) == 1
+            assert None not in tokens
+            threads = [t for t in threading.enumerate() if t.name == "etcd-candidate-job"]
+            assert len(threads) == 1
+
+    def test_the_other_client_skips_and_takes_over(
+        self, etcd_client: Client, make_client: Callable[..., Client], skips: list[str]
+    ) -> None:
+        first, second = guarded(etcd_client), guarded(make_client())
+        token = first()
+        assert token is not None
+        assert second() is None
+        assert skips == ["not_leader"]
+        etcd_client.close()
+        later = eventually(second, timeout=10)
+        assert later is not None
+        assert later > token
+
+    def test_raise(self, etcd_client: Client, make_client: Callable[..., Client]) -> None:
+        assert guarded(etcd_client)()
+        with pytest.raises(NotLeader, match="another process leads"):
+            guarded(make_client(), otherwise="raise")()
+
+    def test_wait(self, etcd_client: Client, make_client: Callable[..., Client]) -> None:
+        first, client = guarded(etcd_client), make_client()
+        assert first()
+        with pytest.raises(NotLeader, match=r"another process leads \(waited 0\.3 s\)"):
+            guarded(client, otherwise="wait", wait=0.3)()
+        closer = threading.Thread(target=etcd_client.close)
+        closer.start()
+        assert guarded(client, otherwise="wait", wait=30)()
+        closer.join()
+
+    def test_skipped_calls_cost_no_request(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        counter = RpcCounter()
+        task = leader_only("job", client=make_client(interceptors=[counter]))(lambda: 1)
+        leader = leader_only("job", client=etcd_client)(lambda: 1)
+        assert leader() == 1
+        assert task() is None
+        with counter.expect():
+            assert {task() for _ in range(1000)} == {None}
+
+    def test_calls_that_run_cost_no_request(self, make_client: Callable[..., Client]) -> None:
+        counter = RpcCounter()
+        task = leader_only("job", client=make_client(interceptors=[counter]))(lambda: 1)
+        assert task() == 1
+        # The watch on the leader's key starts a quarter of a second after the election.
+        eventually(lambda: counter.streams.get("Watch"), timeout=10)
+        eventually(lambda: counter.counts.get("Watch"), timeout=10)
+        with counter.expect():
+            assert {task() for _ in range(1000)} == {1}
+
+    def test_prefixes_do_not_mix(self, etcd_client: Client, etcd_server: EtcdServer) -> None:
+        with Client(
+            endpoints=[etcd_server.endpoint], prefix=f"{etcd_client.prefix}-other"
+        ) as other:
+            outer = leader_only("job", client=etcd_client)
+            inner = leader_only("job", client=other)
+            seen: list[int] = []
+
+            @inner
+            def within() -> None:
+                seen.append(current_term().token)
+
+            @outer
+            def task() -> None:
+                seen.append(current_term().token)
+                within()
+
+            task()
+            assert len(set(seen)) == 2
+            etcd_server.delete_prefix(other.prefix)
+
+    def test_a_closed_client(self, make_client: Callable[..., Client]) -> None:
+        clients = [make_client()]
+        set_default_client(lambda: clients[0])
+        try:
+            task = leader_only("job", ttl=TTL)(lambda: current_term().token)
+            token = task()
+            assert token is not None
+            clients[0].close()
+            with pytest.raises(ClosedError):
+                task()
+            clients[0] = make_client()
+            later = eventually(task, timeout=10)
+            assert later is not None
+            assert later > token
+        finally:
+            set_default_client(None)
+
+    def test_signals(self, etcd_client: Client) -> None:
+        told: list[tuple[str, object]] = []
+
+        def acquired(sender: object, *, key: str, token: int, **_: object) -> None:
+            told.append(("acquired", token))
+
+        def lost(sender: object, *, key: str, token: int, reason: str, **_: object) -> None:
+            told.append((reason, token))
+
+        with (
+            signals.leadership_acquired.connected_to(acquired),
+            signals.leadership_lost.connected_to(lost),
+        ):
+            token = guarded(etcd_client)()
+            eventually(lambda: told == [("acquired", token)], timeout=10)
+            etcd_client.close()
+            eventually(lambda: told[1:] == [("resigned", token)], timeout=10)
+
+
+class TestUnreachable:
+    def test_skip_with_one_warning_and_recover(
+        self,
+        etcd_server: EtcdServer,
+        make_client: Callable[..., Client],
+        skips: list[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy, caplog.at_level(logging.INFO):
+            proxy.refuse()
+            task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.5))
+            assert [task() for _ in range(50)] == [None] * 50
+            assert skips == ["unreachable"] * 50
+            lines = [r for r in caplog.records if r.name == "etcd_core.tasks"]
+            assert len(lines) == 1
+            assert lines[0].levelno == logging.WARNING
+            proxy.refuse(False)
+            assert eventually(task, timeout=20)
+            lines = [r for r in caplog.records if r.name == "etcd_core.tasks"]
+            assert len(lines) == 2
+            assert "answers again" in lines[1].getMessage()
+
+    def test_raise_gives_the_error(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            proxy.refuse()
+            task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3), otherwise="raise")
+            for _ in range(2):
+                with pytest.raises((ConnectionError, TimeoutError)) as caught:
+                    task()
+                assert isinstance(caught.value, EtcdError)
+
+    def test_the_first_call_is_bounded_by_the_timeout(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client], skips: list[str]
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            proxy.hold()
+            task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3))
+            started = time.monotonic()
+            assert task() is None
+            assert time.monotonic() - started < 3
+            assert skips == ["unreachable"]
+            proxy.heal()
+
+    @pytest.mark.slow
+    def test_leadership_ends_before_the_lease(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client], skips: list[str]
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            client = make_client(endpoints=[proxy.endpoint], timeout=0.5)
+            task, careful = guarded(client), guarded(client, min_remaining=1.0)
+            assert task()
+            eventually(careful, timeout=10)
+            proxy.hold()
+            eventually(lambda: careful() is None and task() is not None, timeout=10)
+            assert set(skips) == {"min_remaining"}
+            eventually(lambda: task() is None, timeout=10)
+            eventually(lambda: task() is None and skips[-1] == "unreachable", timeout=10)
+            proxy.heal()
+            assert eventually(task, timeout=20)
+
+
+class TestEventLoop:
+    def test_no_wait_blocks_the_loop(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        async def main(client: Client, proxy: FaultProxy) -> int:
+            task = leader_only("job", client=client, ttl=TTL, otherwise="raise")(token_of_term)
+            ticks = 0
+            call = asyncio.ensure_future(task())
+            while not call.done():
+                started = time.monotonic()
+                await asyncio.sleep(0.01)
+                assert time.monotonic() - started < 1
+                ticks += 1
+                if ticks == 20:
+                    proxy.heal()
+            assert await call > 0
+            return ticks
+
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            proxy.hold()
+            client = make_client(endpoints=[proxy.endpoint], timeout=20.0)
+            assert asyncio.run(main(client, proxy)) >= 20
+
+    def test_waiting_can_be_cancelled(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        async def main() -> None:
+            task = leader_only("job", client=make_client(), otherwise="wait")(token_of_term)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(task(), 0.3)
+
+        assert guarded(etcd_client)()
+        asyncio.run(main())
+        eventually(
+            lambda: not any(t.name == "etcd-task-job" for t in threading.enumerate()), timeout=10
+        )
+
+    def test_many_waits_at_once(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        async def main() -> list[int]:
+            task = leader_only("job", client=client, otherwise="wait", wait=30)(token_of_term)
+            calls = [asyncio.ensure_future(task()) for _ in range(40)]
+            # The loop's own executor stays free for others.
+            await asyncio.wait_for(asyncio.to_thread(etcd_client.close), 20)
+            return await asyncio.gather(*calls)
+
+        client = make_client()
+        assert guarded(etcd_client)()
+        assert len(set(asyncio.run(main()))) == 1
+
+    def test_skipped_calls_start_no_thread(
+        self, etcd_client: Client, make_client: Callable[..., Client]
+    ) -> None:
+        async def main() -> None:
+            task = leader_only("job", client=client)(token_of_term)
+            assert await task() is None
+            before = threading.active_count()
+            for _ in range(100):
+                assert await task() is None
+            assert threading.active_count() <= before
+
+        client = make_client()
+        assert guarded(etcd_client)()
+        asyncio.run(main())
+
+
+async def token_of_term() -> int:
+    """Give the fencing token."""
+    await asyncio.sleep(0)
+    return current_term().token
+
+
+WORKER = """
+    import os, sys, time
+    import etcd_core
+    from etcd_core import Client, current_term
+
+    endpoint, prefix, until, kind = sys.argv[1:5]
+    client = Client(endpoints=[endpoint], prefix=prefix)
+    KEY = prefix + "/counter"
+
+    @getattr(etcd_core, kind)("job", client=client, ttl=2)
+    def tick():
+        term = current_term()
+        raw = client.raw
+        value, meta = raw.get(KEY)
+        wanted = int(value or b"0") + 1
+        unchanged = raw.transactions.mod(KEY) == (meta.mod_revision if meta else 0)
+        done, _ = raw.transaction(
+            compare=[term.guard(), unchanged],
+            success=[raw.transactions.put(KEY, str(wanted))],
+            failure=[],
+        )
+        # Judged by the store: a tick that is refused while the term lasts ran beside another one.
+        lasting = term.remaining() > 0
+        print("ran", term.token, wanted if done else "refused", lasting, flush=True)
+
+    print("started", flush=True)
+    while not os.path.exists(until):
+        try:
+            tick()
+        except Exception as exc:
+            print("failed", type(exc).__name__, flush=True)
+        time.sleep(0.02)
+    print("leaving", flush=True)
+"""
+
+
+class Worker:
+    """A process that calls its task again and again, and what it printed."""
+
+    def __init__(self, script: Path, stop: Path, endpoint: str, prefix: str, kind: str) -> None:
+        self.stop = stop
+        self.lines: list[tuple[float, list[str]]] = []
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), endpoint, prefix, str(stop), kind],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line.split()))
+
+    @property
+    def runs(self) -> list[tuple[float, int, str, bool]]:
+        """When, under which token, with which result, and whether the term lasted."""
+        return [
+            (at, int(words[1]), words[2], words[3] == "True")
+            for at, words in list(self.lines)
+            if words[0] == "ran"
+        ]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def workers(
+    etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path
+) -> Iterator[Callable[..., Worker]]:
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    with ExitStack() as stack:
+        numbers = iter(range(100))
+
+        def start(endpoint: str = etcd_server.endpoint, *, kind: str = "leader_only") -> Worker:
+            stop = tmp_path / f"stop-{next(numbers)}"
+            worker = Worker(script, stop, endpoint, etcd_client.prefix, kind)
+            stack.callback(worker.close)
+            return worker
+
+        yield start
+
+
+class TestProcesses:
+    def test_one_runs_and_others_take_over(
+        self, workers: Callable[..., Worker], etcd_client: Client
+    ) -> None:
+        fleet = [workers() for _ in range(3)]
+        took: dict[str, float] = {}
+
+        leader = self.leader_of(fleet)
+        leader.process.kill()
+        gone = time.monotonic()
+        fleet.remove(leader)
+        heir = self.leader_of(fleet)
+        took["crash"] = heir.runs[0][0] - gone
+        dead = leader
+
+        heir.stop.touch()
+        assert heir.process.wait(20) == 0
+        fleet.remove(heir)
+        left = heir.lines[-1][0]
+        last = self.leader_of(fleet)
+        took["clean exit"] = last.runs[0][0] - left
+
+        print("takeover:", {name: round(seconds, 2) for name, seconds in took.items()})
+        assert took["crash"] <= TTL + 1.5 + 10
+        assert took["clean exit"] <= 1 + 5
+        everyone = [dead, heir, last]
+        last.stop.touch()
+        assert last.process.wait(20) == 0
+        last._reader.join(10)
+        self.judge(everyone, etcd_client)
+        # Everybody resigned or expired: the next one leads at once.
+        assert etcd_client.leader("job") is None
+
+    @pytest.mark.slow
+    def test_a_stopped_leader_does_no_harm(
+        self, workers: Callable[..., Worker], etcd_client: Client
+    ) -> None:
+        fleet = [workers(), workers()]
+        leader = self.leader_of(fleet)
+        leader.process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        other = next(worker for worker in fleet if worker is not leader)
+        eventually(lambda: other.runs, timeout=30)
+        print("takeover after SIGSTOP:", round(other.runs[0][0] - stopped, 2))
+        before = len(leader.runs)
+        leader.process.send_signal(signal.SIGCONT)
+        seen = len(other.runs)
+        eventually(lambda: len(other.runs) > seen + 20, timeout=20)
+        # At most the run that was under way when it was stopped.
+        assert len(leader.runs) - before <= 1
+        for worker in (leader, other):
+            worker.stop.touch()
+            assert worker.process.wait(20) == 0
+            worker._reader.join(10)
+        self.judge(fleet, etcd_client)
+
+    @pytest.mark.slow
+    def test_exclusive_runs_of_three_processes(
+        self, workers: Callable[..., Worker], etcd_client: Client
+    ) -> None:
+        fleet = [workers(kind="exclusive") for _ in range(3)]
+        eventually(lambda: all(worker.runs for worker in fleet), timeout=30)
+        killed = fleet[0]
+        killed.process.kill()
+        seen = [len(worker.runs) for worker in fleet[1:]]
+        eventually(
+            lambda: all(len(w.runs) > n + 10 for w, n in zip(fleet[1:], seen, strict=True)),
+            timeout=30,
+        )
+        for worker in fleet[1:]:
+            worker.stop.touch()
+            assert worker.process.wait(20) == 0
+            worker._reader.join(10)
+        self.judge(fleet, etcd_client)
+
+    @pytest.mark.slow
+    def test_a_leader_without_a_network_does_no_harm(
+        self, workers: Callable[..., Worker], etcd_client: Client, etcd_server: EtcdServer
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            leader = workers(proxy.endpoint)
+            self.leader_of([leader])
+            other = workers()
+            eventually(lambda: other.lines, timeout=20)
+            proxy.hold()
+            held = time.monotonic()
+            eventually(lambda: other.runs, timeout=30)
+            print("takeover after a network hold:", round(other.runs[0][0] - held, 2))
+            proxy.heal()
+            seen, before = len(other.runs), len(leader.runs)
+            eventually(lambda: len(other.runs) > seen + 20, timeout=20)
+            # At most the run whose answer was on its way.
+            assert len(leader.runs) - before <= 1
+            for worker in (other, leader):
+                worker.stop.touch()
+                assert worker.process.wait(20) == 0
+                worker._reader.join(10)
+        self.judge([leader, other], etcd_client)
+
+    def test_a_job_that_runs_once_runs_and_resigns(
+        self, etcd_server: EtcdServer, etcd_client: Client
+    ) -> None:
+        code = (
+            "import sys\n"
+            "from etcd_core import *\n"
+            "client = Client(endpoints=[sys.argv[1]], prefix=sys.argv[2])\n"
+            "print(leader_only('job', client=client)(lambda: current_term().token)())\n"
+        )
+        tokens = []
+        for _ in range(2):
+            out = subprocess.run(
+                [sys.executable, "-c", code, etcd_server.endpoint, etcd_client.prefix],
+                check=True,
+                timeout=30,
+                capture_output=True,
+                text=True,
+            )
+            tokens.append(int(out.stdout))
+            assert etcd_client.leader("job") is None
+        assert tokens[0] < tokens[1]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+    def test_a_forked_child_joins_anew(self, etcd_server: EtcdServer, etcd_client: Client) -> None:
+        code = textwrap.dedent(
+            """
+            import os, sys
+            from etcd_core import Client, current_term, leader_only
+            client = Client(endpoints=[sys.argv[1]], prefix=sys.argv[2])
+            task = leader_only("job", client=client, default=0)(lambda: current_term().token)
+            token = task()
+            child = os.fork()
+            if child == 0:
+                print("child", task(), flush=True)
+                client.close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            print("parent", task() == token, client.leader("job").endswith(f":{os.getpid()}"))
+            """
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", code, etcd_server.endpoint, etcd_client.prefix],
+            check=True,
+            timeout=50,
+            capture_output=True,
+            text=True,
+        )
+        assert out.stdout.splitlines() == ["child 0", "parent True True"]
+
+    @staticmethod
+    def leader_of(fleet: list[Worker]) -> Worker:
+        def running() -> Worker | None:
+            return next((worker for worker in fleet if worker.runs), None)
+
+        found = eventually(running, timeout=30, message="a worker runs its task")
+        assert found is not None
+        return found
+
+    @staticmethod
+    def judge(fleet: list[Worker], client: Client) -> None:
+        """At most one ran at any moment, tokens never went back, and no tick was lost."""
+        runs = sorted(run for worker in fleet for run in worker.runs)
+        assert not [run for run in runs if run[2] == "refused" and run[3]]
+        done = sorted((int(run[2]), run[1]) for run in runs if run[2] != "refused")
+        tokens = [token for _, token in done]
+        assert tokens == sorted(tokens)
+        value, _ = client.raw.get(f"{client.prefix}/counter")
+        # A killed worker may have counted without printing it.
+        assert 0 <= int(value or b"0") - len(done) <= 1
