@@ -1,0 +1,169 @@
+"""``python -m dynaconf_etcd push|pull|diff --settings package.module:settings``.
+
+Moves a configuration between the settings files and etcd. Nothing is written without ``--yes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+from dynaconf.loaders import write as write_file
+
+from etcd_core import Client, ConfigNotFound, EtcdError
+from etcd_core.leaves import flatten, nest
+
+from . import internals, options
+from .internals import Settings
+from .layers import MAIN
+from .provenance import shown
+from .values import Literal, is_reserved
+
+_ENV_OF_MAIN = "default"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0, or 1 where ``diff`` found a difference."""
+    asked = _parser().parse_args(arguments)
+    # The error below says it; without a handler, logging would say it on stderr as well.
+    logging.getLogger("etcd_core").addHandler(logging.NullHandler())
+    try:
+        settings = _load(asked.settings)
+        chosen = options.read(settings)
+        with Client(chosen.config) as client:
+            status: int = asked.command(asked, settings, client, chosen.name)
+    except (EtcdError, ImportError, AttributeError, TypeError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dynaconf_etcd", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="push|pull|diff")
+    for command, text in (
+        (_push, "make etcd hold what the settings files say"),
+        (_pull, "write what etcd holds into a settings file"),
+        (_diff, "show what a push would change"),
+    ):
+        sub = commands.add_parser(command.__name__.strip("_"), help=text, description=text)
+        sub.add_argument("--settings", required=True, help="package.module:object")
+        sub.add_argument("--env", help="the environment; the layer of all environments if left out")
+        sub.set_defaults(command=command)
+        if command is _push:
+            sub.add_argument("--keep", action="store_true", help="keep keys the files lack")
+        if command is _pull:
+            sub.add_argument("output", help="a .toml, .yaml or .json file")
+        if command is not _diff:
+            sub.add_argument("--yes", action="store_true", help="do it; else only show it")
+    return parser
+
+
+def _load(spec: str) -> Settings:
+    """Return the settings at ``module:object``, made from their files alone."""
+    module, _, name = spec.partition(":")
+    sys.path.insert(0, "")
+    held = getattr(importlib.import_module(module), name or "settings")
+    arguments = dict(held._kwargs) if isinstance(held, internals.LazySettings) else {}
+    for option in ("LOADERS_FOR_DYNACONF", "loaders"):
+        arguments.pop(option, None)
+    return internals.unwrap(
+        internals.LazySettings(**{**arguments, "LOADERS_FOR_DYNACONF": False, "validators": []})
+    )
+
+
+def _in_files(settings: Settings, env: str | None) -> dict[str, object]:
+    """Return the leaves that the settings files hold for a layer."""
+    wanted = (env or settings.get("DEFAULT_ENV_FOR_DYNACONF") or _ENV_OF_MAIN).lower()
+    if env is not None and wanted not in (name.lower() for name in settings.loaded_envs):
+        settings.setenv(env)
+    leaves: dict[str, object] = {}
+    for source, values in internals.history(settings).items():
+        if source.loader in ("set_method", "default_settings") or source.env.lower() != wanted:
+            continue
+        for name, value in flatten({key: _plain(item) for key, item in values.items()}).items():
+            if not is_reserved(name.partition(".")[0]):
+                leaves[name] = value
+    return leaves
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in dict.items(value)}
+    if isinstance(value, list):
+        return [_plain(item) for item in list.__iter__(value)]
+    if hasattr(value, "_dynaconf_encode"):
+        return value._dynaconf_encode()  # a lazy value, as it was written
+    return str(value) if isinstance(value, Literal) else value
+
+
+def _in_etcd(client: Client, name: str, env: str | None) -> dict[str, object]:
+    try:
+        return dict(client.config_source(_layer_name(name, env)).load())
+    except ConfigNotFound:
+        return {}
+
+
+def _layer_name(name: str, env: str | None) -> str:
+    layer = MAIN if env is None or env.lower() == _ENV_OF_MAIN else env.lower()
+    return f"{name}.{layer}" if layer else name
+
+
+def _show(old: Mapping[str, object], new: Mapping[str, object], *, keep: bool) -> int:
+    """Print what differs; return how much."""
+    count = 0
+    for path in sorted(old.keys() | new.keys()):
+        if path not in old:
+            line = f"+ {path} = {shown(path, new[path])!r}"
+        elif path not in new:
+            if keep:
+                continue
+            line = f"- {path} = {shown(path, old[path])!r}"
+        elif repr(old[path]) != repr(new[path]):
+            line = f"~ {path} = {shown(path, old[path])!r} -> {shown(path, new[path])!r}"
+        else:
+            continue
+        count += 1
+        print(line)
+    if not count:
+        print("no difference")
+    return count
+
+
+def _push(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:
+    source = client.config_source(_layer_name(name, asked.env))
+    files = _in_files(settings, asked.env)
+    if not _show(_in_etcd(client, name, asked.env), files, keep=asked.keep):
+        return 0
+    if not asked.yes:
+        print("nothing was written; add --yes to write it")
+        return 0
+    revision = source.update(files) if asked.keep else source.save(files, allow_empty=True)
+    print(f"written at revision {revision}")
+    return 0
+
+
+def _pull(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:
+    stored = _in_etcd(client, name, asked.env)
+    if not _show(_in_files(settings, asked.env), stored, keep=False):
+        return 0
+    if not asked.yes:
+        print("nothing was written; add --yes to write it")
+        return 0
+    environments = settings.get("ENVIRONMENTS_FOR_DYNACONF")
+    env = (asked.env or _ENV_OF_MAIN).lower() if environments else None
+    write_file(asked.output, nest(stored), env=env, merge=False)  # type: ignore[arg-type]
+    print(f"written to {asked.output}")
+    return 0
+
+
+def _diff(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:
+    files = _in_files(settings, asked.env)
+    return 1 if _show(_in_etcd(client, name, asked.env), files, keep=False) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,426 @@
+"""One configuration in etcd as one process sees it: read once, then followed by one watch.
+
+Every settings object with equal options shares a feed. Reads run in the thread that loads the
+settings, on a channel that is closed before the read returns, because that thread may belong to
+a process that forks (an arbiter, a reloader). Revisions are decoded and handed on by the strand
+``etcd-dispatch``, newest only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from etcd_core import (
+    Client,
+    ClosedError,
+    ConfigNotFound,
+    EtcdError,
+    forking,
+    shared_client,
+)
+from etcd_core.dispatch import Strand
+from etcd_core.mirror import Cause, Change, Mirror, View, read_range
+from etcd_core.snapshot import LeafDecoder
+
+from . import snapshot_file
+from .layers import Place, Refused, Revision
+from .options import Options
+
+_log = logging.getLogger("etcd_core.dynaconf")
+
+_TRUST_VIEW_SECONDS = 5.0
+_RETRY_SECONDS = (0.1, 5.0)
+
+
+class Follower(Protocol):
+    """Something that takes each new revision: a live settings object."""
+
+    def offer(self, revision: Revision) -> bool:
+        """Take the revision, or refuse it and tell; False asks to be offered it again soon."""
+
+    def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
+        """Learn that a revision is unusable for everybody."""
+
+
+@dataclass
+class _Running:
+    """What follows etcd in this process."""
+
+    client: Client
+    strand: Strand
+    mirror: Mirror
+    announcements: Strand
+
+
+class Feed:
+    """Reads and follows the layers of one name.
+
+    Safe to use from any thread; a forked child keeps what was read and starts no watch by itself.
+
+    Args:
+        options: What to follow.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.place = Place(options.config.prefix, options.name)
+        self.decoder = LeafDecoder()
+        self.newest: Revision | None = None
+        self.held: str | None = None
+        self.refused_at_start: tuple[str, ...] = ()
+        self._read_at = 0.0
+        self._stale_start = False
+        self._lock = threading.RLock()
+        self._followers: list[Callable[[], Follower | None]] = []
+        self._running: _Running | None = None
+        self._reset_seen = False
+        forking.track(self)
+
+    @property
+    def source(self) -> str:
+        """The name of this source in Dynaconf's history; the same for every revision."""
+        return f"etcd://{self.options.name}"
+
+    @property
+    def watching(self) -> bool:
+        """Whether this process follows etcd."""
+        return self._running is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether what is known is current: the watch is up, or nothing has been missed yet."""
+        running = self._running
+        if running is None:
+            return not self._stale_start
+        return not self._stale_start and not running.mirror.stale
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def first(self) -> Revision:
+        """Return the newest usable revision, reading it if need be. May block.
+
+        Where etcd is away, or holds nothing usable, the last-known-good file is used if there is
+        one. A missing etcd is never taken for an empty configuration.
+
+        Raises:
+            EtcdError: etcd cannot be reached, and the options require it.
+            ConfigNotFound: It holds nothing, and the file is of another cluster.
+            Refused: What is stored is unusable.
+        """
+        with self._lock:
+            idle = self._running is None and not self._alive()
+            if self.newest is None or idle or not self.options.watch:
+                self.newest = self._read_first()
+            return self.newest
+
+    def _read_first(self) -> Revision:
+        saved = self.saved()
+        try:
+            fresh = self.read()
+        except EtcdError as exc:
+            return self._without_etcd(exc, saved)
+        except Refused as exc:
+            if saved is None:
+                raise
+            self.refused_at_start = exc.reasons
+            return self._from_file(saved, f"what etcd holds is refused: {exc}")
+        if fresh.is_empty:
+            return self._empty_first(fresh, saved)
+        return fresh
+
+    def _without_etcd(self, error: EtcdError, saved: Revision | None) -> Revision:
+        if not error.retryable:
+            raise error
+        if saved is not None:
+            return self._from_file(saved, str(error))
+        if self.options.required:
+            raise error
+        _log.warning("dynaconf: going on without etcd: %s", error)
+        self._stale_start = True
+        return Revision.decode(self.place, View(0, {}), self.decoder, cause="absent")
+
+    def _empty_first(self, fresh: Revision, saved: Revision | None) -> Revision:
+        _log.warning("dynaconf: etcd holds no settings %r", self.options.name)
+        if self.options.allow_empty or saved is None or saved.is_empty:
+            return fresh
+        if saved.cluster_id != fresh.cluster_id:
+            raise ConfigNotFound(
+                f"settings {self.options.name!r}: etcd holds none, and the snapshot is of another"
+                f" cluster; remove the file, or set allow_empty"
+            )
+        if fresh.number >= saved.number:
+            return fresh  # deleted by somebody: the store is the one that the file knows
+        self.held = (
+            f"the store was reset and holds no {self.options.name!r} any more;"
+            f" the values of revision {saved.number} are kept"
+        )
+        return self._from_file(saved, self.held)
+
+    def _from_file(self, saved: Revision, why: str) -> Revision:
+        _log.warning(
+            "dynaconf: the settings %r are those of revision %d, %.0f s old: %s",
+            self.options.name,
+            saved.number,
+            time.time() - saved.at,
+            why,
+        )
+        self._stale_start = True
+        return saved
+
+    def saved(self) -> Revision | None:
+        """Return the revision in the last-known-good file, if one is configured and usable."""
+        if self.options.snapshot is None:
+            return None
+        try:
+            return snapshot_file.load(self.options.snapshot, self.place, self.decoder)
+        except snapshot_file.Damaged as exc:
+            _log.warning("dynaconf: %s; it is not used", exc)
+            return None
+
+    def keep(self, revision: Revision) -> None:
+        """Write the last-known-good file, if one is configured. Blocks for the disk."""
+        path = self.options.snapshot
+        if path is None or revision.cause in (snapshot_file.CAUSE, "absent"):
+            return
+        if revision.is_empty and not self.options.allow_empty and revision.cause != "change":
+            return
+        try:
+            snapshot_file.save(path, revision)
+        except OSError as exc:
+            _log.warning("dynaconf: the snapshot cannot be written: %s", exc)
+
+    def fall_back(self, saved: Revision, why: str) -> None:
+        """Start from the file although etcd answered."""
+        self.newest = self._from_file(saved, why)
+
+    def read(self) -> Revision:
+        """Read all layers once, on a channel of its own. Blocks up to ``dial_timeout``.
+
+        Raises:
+            EtcdError: They could not be read.
+            Refused: What is stored is unusable.
+        """
+        config = self.options.config
+        with Client(config) as client:
+            channel = client.scope().engine.channel
+            view = read_range(
+                channel,
+                self.place.key,
+                self.place.range_end,
+                what=f"load settings {self.options.name!r}",
+                timeout=config.dial_timeout,
+            )
+            cluster_id = channel.store.mark()[3]
+        self._read_at = time.monotonic()
+        return Revision.decode(self.place, view, self.decoder, cluster_id=cluster_id)
+
+    # -- following -----------------------------------------------------------------------------
+
+    def follow(self, follower: Callable[[], Follower | None]) -> None:
+        """Hand every later revision to a follower, given as a weak reference."""
+        with self._lock:
+            self._followers.append(follower)
+            running = self._running
+        if running is not None:
+            running.strand.post(self._hand_on)
+
+    def unfollow(self, follower: Follower) -> None:
+        """Forget a follower; the last one stops the watch."""
+        with self._lock:
+            self._followers = [ref for ref in self._followers if ref() not in (None, follower)]
+            last = not self._followers
+        if last:
+            self.stop()
+
+    def start(self) -> None:
+        """Start the watch in this process. Idempotent; does not block and does no I/O."""
+        with self._lock:
+            if self._running is not None or not self._alive():
+                return
+            client = shared_client(self.options.config)
+            engine = client.scope().engine
+            what = f"watch settings {self.options.name!r}"
+            mirror = Mirror(engine, self.place.key, self.place.range_end, what)
+            strand = mirror.subscribe(self._on_change, what, initial=False)
+            announcements = engine.dispatcher.strand(f"{what} (signals)")
+            self._running = _Running(client, strand, mirror, announcements)
+            known = self.newest
+            fresh = time.monotonic() - self._read_at < _TRUST_VIEW_SECONDS
+            if known is not None and fresh and not self._stale_start:
+                store = engine.channel.store
+                store.know(known.number, store.epoch)
+                mirror.start(since=known.view)
+            else:
+                # A view from before a fork, or from a file, may be of a store that is no more.
+                strand.post(lambda: self._catch_up(mirror))
+
+    def stop(self) -> None:
+        """Stop the watch; what was read stays. Idempotent, bounded."""
+        with self._lock:
+            running, self._running = self._running, None
+        if running is not None:
+            running.mirror.close()
+            running.strand.close(2.0)
+            running.announcements.close(2.0)
+            running.client.close()
+
+    def announce(self, action: Callable[[], object]) -> None:
+        """Run ``action`` on the strand for signals; at once where nothing follows etcd."""
+        running = self._running
+        if running is None:
+            action()
+        else:
+            running.announcements.post(action)
+
+    def strand(self, name: str) -> Strand | None:
+        """Return a strand for a subscriber, or None where nothing follows etcd."""
+        running = self._running
+        if running is None:
+            return None
+        return running.client.scope().engine.dispatcher.strand(name)
+
+    def after_fork_in_child(self) -> None:
+        """Keep the data; the watch is the parent's."""
+        self._lock = threading.RLock()
+        if self._running is not None:
+            forking.keep_for_ever(self._running)
+            self._running = None
+
+    def _alive(self) -> list[Follower]:
+        found = [(ref, ref()) for ref in self._followers]
+        self._followers = [ref for ref, follower in found if follower is not None]
+        return [follower for _, follower in found if follower is not None]
+
+    # -- the strand ----------------------------------------------------------------------------
+
+    def _catch_up(self, mirror: Mirror) -> None:
+        """Read until it works, then watch from there."""
+        from etcd_core.wire.channel import Backoff
+
+        backoff = Backoff(*_RETRY_SECONDS)
+        while not mirror.closed:
+            try:
+                view = mirror.start()
+            except ClosedError:
+                return
+            except EtcdError as exc:
+                _log.debug("dynaconf: %s", exc)
+                if not self._pause(backoff.next()):
+                    return
+                continue
+            self._take(view, Cause.RESET if self._is_of_another_store(view) else Cause.RESYNC)
+            return
+
+    def _is_of_another_store(self, view: View) -> bool:
+        """Tell whether what we know was read from a store that this one does not continue."""
+        known = self.newest
+        if known is None:
+            return False
+        cluster = self._cluster_id()
+        foreign = cluster != 0 and known.cluster_id not in (0, cluster)
+        return foreign or view.revision < known.number
+
+    def _cluster_id(self) -> int:
+        running = self._running
+        if running is None:
+            return 0
+        return running.client.scope().engine.channel.store.mark()[3]
+
+    def _pause(self, seconds: float) -> bool:
+        running = self._running
+        if running is None:
+            return False
+        try:
+            running.client.scope().engine.channel.pause(seconds)
+        except ClosedError:
+            return False
+        return True
+
+    def _on_change(self, change: Change) -> None:
+        self._reset_seen |= change.cause is Cause.RESET
+        running = self._running
+        if running is None or running.strand.backlog:
+            return  # a newer one waits: each is the whole state
+        self._take(change.after, Cause.RESET if self._reset_seen else change.cause)
+
+    def _take(self, view: View, cause: Cause) -> None:
+        known = self.newest
+        cluster = self._cluster_id() or (known.cluster_id if known else 0)
+        try:
+            revision = Revision.decode(
+                self.place, view, self.decoder, cluster_id=cluster, cause=cause.value
+            )
+        except Refused as exc:
+            for follower in self._alive():
+                follower.refuse(view.revision, exc.reasons)
+            return
+        if self._is_wiped(revision):
+            return
+        self._reset_seen = False
+        self._stale_start = False
+        self.held = None
+        self.newest = revision
+        self._hand_on()
+
+    def _is_wiped(self, revision: Revision) -> bool:
+        """Tell whether the configuration vanished with its store, not by somebody's wish."""
+        known = self.newest
+        if self.options.allow_empty or revision.cause != Cause.RESET.value:
+            return False
+        if not revision.is_empty or known is None or known.is_empty:
+            return False
+        self.held = (
+            f"the store was reset and holds no {self.options.name!r} any more;"
+            f" the values of revision {known.number} are kept"
+        )
+        _log.warning("dynaconf: %s", self.held)
+        return True
+
+    def _hand_on(self) -> None:
+        revision = self.newest
+        if revision is None:
+            return
+        with self._lock:
+            followers = self._alive()
+        waiting = [follower for follower in followers if not follower.offer(revision)]
+        running = self._running
+        if waiting and running is not None and not running.strand.backlog:
+            # Made by a thread that is still loading; there is no event for its end.
+            if self._pause(0.02):
+                running.strand.post(self._hand_on)
+        elif not followers and running is not None:
+            running.strand.post(self._stop_if_unused)
+
+    def _stop_if_unused(self) -> None:
+        with self._lock:
+            unused = not self._alive()
+        if unused:
+            self.stop()
+
+
+_feeds: dict[Options, Feed] = {}
+_feeds_lock = threading.Lock()
+
+
+def feed_for(options: Options) -> Feed:
+    """Return this process's feed for these options."""
+    with _feeds_lock:
+        feed = _feeds.get(options)
+        if feed is None:
+            feed = _feeds[options] = Feed(options)
+        return feed
+
+
+class _ModuleState:
+    def after_fork_in_child(self) -> None:
+        global _feeds_lock
+        _feeds_lock = threading.Lock()
+
+
+_module_state = _ModuleState()
+forking.track(_module_state)

@@ -1,0 +1,222 @@
+"""What we know of Dynaconf's insides, for 3.2 and 3.3: the one place that names its private parts.
+
+3.3 keeps everything in ``Settings.__core__``; 3.2 in attributes of ``Settings``. Pure functions on
+the object given; which thread calls them is the caller's business.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
+from types import CodeType, FrameType
+from typing import Any, Final
+
+import dynaconf.base
+from dynaconf.base import LazySettings, Settings
+from dynaconf.loaders.base import SourceMetadata
+from dynaconf.utils.functional import empty
+
+__all__ = ["LazySettings", "Settings", "SourceMetadata"]
+
+HAS_CORE: Final = hasattr(dynaconf.base, "DynaconfCore")
+"""Whether this is Dynaconf 3.3 or later."""
+
+INTERNAL_NAMES: Final = frozenset(dynaconf.base.UPPER_DEFAULT_SETTINGS) | {
+    "_REGISTERED_HOOKS",
+    "SETTINGS_MODULE",
+}
+"""Names in the store that are Dynaconf's own business."""
+
+History = MutableMapping[SourceMetadata, MutableMapping[str, object]]
+
+
+def raw_store(settings: Settings) -> dict[str, object]:
+    """Return the mapping of top-level name to value; read and write it with ``dict``'s methods."""
+    store: dict[str, object] = settings.store
+    return store
+
+
+def put(settings: Settings, name: str, value: object) -> None:
+    """Store a value under a top-level name as it is: nothing in it is parsed, looked up or merged.
+
+    ``Settings.set`` takes time in proportion to the number of settings, evaluates ``@`` tokens and
+    merges lists. The caller clears the cache afterwards.
+    """
+    dict.__setitem__(raw_store(settings), name, _node(settings, value))
+    _deleted(settings).discard(name)
+    if not HAS_CORE:
+        # unset() of 3.2 gives up half-way where the attribute is missing.
+        object.__setattr__(settings, name, dict.__getitem__(raw_store(settings), name))
+
+
+def _node(settings: Settings, value: object) -> object:
+    if not isinstance(value, (dict, list)):
+        return value
+    if HAS_CORE:
+        from dynaconf.nodes import DataDict, DataList
+
+        if isinstance(value, list):
+            return DataList(value, box_settings=settings)
+        boxed = settings.__core__.config.dynaboxify
+        return DataDict(value, box_settings=settings) if boxed else value
+    from dynaconf.utils.boxing import DynaBox
+
+    return dict.__getitem__(DynaBox({"value": value}, box_settings=settings), "value")
+
+
+def clear_cache(settings: Settings) -> None:
+    """Make reads see what was :func:`put`."""
+    if HAS_CORE:
+        settings.__core__.clear_cache()
+
+
+def history(settings: Settings) -> History:
+    """Return what each source provided: ``dynaconf inspect`` shows it."""
+    by_source: History = settings.loaded_by_loaders if HAS_CORE else settings._loaded_by_loaders
+    return by_source
+
+
+def _deleted(settings: Settings) -> set[str]:
+    deleted: set[str] = settings.__core__.config.deleted if HAS_CORE else settings._deleted
+    return deleted
+
+
+def defaults(settings: Settings) -> MutableMapping[str, object]:
+    """Return the lowest layer: the arguments it was made with, and what was set at run time."""
+    found: MutableMapping[str, object] = (
+        settings.__core__.config.defaults if HAS_CORE else settings._defaults
+    )
+    return found
+
+
+def loaded_files(settings: Settings) -> list[str]:
+    """Return the paths of the files that were read."""
+    files: list[str] = settings.__core__.config.loaded_files if HAS_CORE else settings._loaded_files
+    return files
+
+
+def loaded_modules(settings: Settings) -> list[str]:
+    """Return the names of the Python modules that were read."""
+    modules: list[str] = (
+        settings.__core__.config.loaded_py_modules if HAS_CORE else settings._loaded_py_modules
+    )
+    return modules
+
+
+def post_hooks(settings: Settings) -> MutableSequence[Callable[..., object]]:
+    """Return the hooks that run after loading."""
+    hooks: MutableSequence[Callable[..., object]] = (
+        settings.__core__.config.post_hooks if HAS_CORE else settings._post_hooks
+    )
+    return hooks
+
+
+def settings_module(settings: Settings) -> object:
+    """Return the settings file that it was made with apart from its arguments, or None."""
+    provided = history(settings).get(SourceMetadata("set_method", "init_settings_module"), {})
+    return provided.get("SETTINGS_FILE_FOR_DYNACONF")
+
+
+def validate(settings: Settings, like: Settings) -> None:
+    """Run the validators with the restrictions that ``like`` was made with."""
+    if HAS_CORE:
+        config = like.__core__.config
+        only, exclude = config.validate_only, config.validate_exclude
+        current = config.validate_only_current_env
+    else:
+        only, exclude = like._validate_only, like._validate_exclude
+        current = like._validate_only_current_env
+        # They were arguments of the old object, and 3.2 keeps no other record of them.
+        settings._validate_only, settings._validate_exclude = only, exclude
+        settings._validate_only_current_env = current
+    settings.validators.validate(only=only, exclude=exclude, only_current_env=current)
+
+
+def copy_registered_hooks(old: Settings, new: Settings) -> None:
+    """Carry the hooks on reads over: they may have been stored past ``set``."""
+    for name in ("_registered_hooks", "_REGISTERED_HOOKS"):
+        if name in old.__dict__:
+            object.__setattr__(new, name, old.__dict__[name])
+
+
+def swap(settings: Settings, new: Settings) -> None:
+    """Give ``settings`` the contents of ``new``: one assignment, so no reader sees a mixture."""
+    if HAS_CORE:
+        object.__setattr__(settings, "__core__", new.__core__)
+    else:
+        object.__setattr__(settings, "__dict__", new.__dict__)
+
+
+def frozen(settings: Settings) -> Settings:
+    """Return an object with the present contents that no later :func:`swap` touches."""
+    held = object.__new__(type(settings))
+    if HAS_CORE:
+        held.__dict__.update(settings.__dict__)
+    else:
+        object.__setattr__(held, "__dict__", settings.__dict__)
+    return held
+
+
+def forget_name(settings: Settings, name: str, sources: Iterable[SourceMetadata]) -> None:
+    """Remove every trace of a top-level name that only we put there."""
+    dict.pop(raw_store(settings), name, None)
+    settings.__dict__.pop(name, None)
+    for source in sources:
+        history(settings).get(source, {}).pop(name, None)
+
+
+def unwrap(settings: object) -> Settings:
+    """Return the ``Settings`` below any number of lazy objects, made now if need be.
+
+    Raises:
+        TypeError: It is no Dynaconf object.
+    """
+    while isinstance(settings, LazySettings):
+        if settings._wrapped is empty:
+            settings._setup()
+        settings = settings._wrapped
+    if not isinstance(settings, Settings):
+        raise TypeError(f"a Dynaconf settings object is needed, not {type(settings).__name__}")
+    return settings
+
+
+def wrapped(lazy: LazySettings) -> Settings | None:
+    """Return the ``Settings`` below a lazy object, or None if it is not made yet."""
+    below: object = lazy
+    while isinstance(below, LazySettings):
+        below = below.__dict__.get("_wrapped", empty)
+    return below if isinstance(below, Settings) else None
+
+
+class Caller:
+    """Who is loading: found on the stack, because a loader is given no back reference.
+
+    Attributes:
+        lazy: The object the user holds, where this load makes its contents.
+        parent: Where this load is part of ``parent.from_env(...)``: the parent.
+
+    Args:
+        outermost: The function to stop at: a build may itself run inside a load.
+    """
+
+    def __init__(self, outermost: CodeType) -> None:
+        self.lazy: LazySettings | None = None
+        self.parent: Settings | None = None
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not outermost:
+            self._look(frame)
+            frame = frame.f_back
+
+    def _look(self, frame: FrameType) -> None:
+        if frame.f_code in _MAKERS and self.lazy is None:
+            self.lazy = frame.f_locals["self"]
+        elif frame.f_code is _FROM_ENV and self.parent is None:
+            self.parent = frame.f_locals["self"]
+
+
+def _code_of(function: Any) -> object:
+    return getattr(function, "__wrapped__", function).__code__
+
+
+_MAKERS: Final = frozenset(map(_code_of, (LazySettings._setup, LazySettings.configure)))
+_FROM_ENV: Final = _code_of(Settings.from_env)

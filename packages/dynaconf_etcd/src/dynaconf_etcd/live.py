@@ -1,0 +1,439 @@
+"""One live settings object: a complete new one is built aside per revision, then swapped in.
+
+In-place updates of Dynaconf are torn between keys, and its cache can keep an old value for ever;
+so readers only ever see whole contents. Builds and swaps run on the feed's strand, one at a time;
+reading :class:`Live` is safe from any thread.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+from dynaconf.loaders import execute_module_hooks
+
+from etcd_core import EtcdError, forking
+from etcd_core.signals import config_changed, config_rejected, send
+
+from . import internals
+from .feed import Feed
+from .frameworks import before_swap, push_to_django
+from .internals import LazySettings, Settings, SourceMetadata
+from .layers import Refused, Revision
+from .reasons import reasons_of
+from .steps import Step
+from .values import copied
+
+_log = logging.getLogger("etcd_core.dynaconf")
+
+_SET_AT_RUN_TIME = ("set_method", "undefined")
+_NOT_LOADERS = ("set_method", "setdefault", "hooking", "validation_default")
+_FORGET_UNFINISHED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """The revision that everything loaded in this context must see."""
+
+    feed: Feed
+    revision: Revision
+
+
+_pinned: ContextVar[Pinned | None] = ContextVar("dynaconf_etcd_pinned", default=None)
+
+
+def pinned() -> Pinned | None:
+    """Return the revision that a build in this context is for."""
+    return _pinned.get()
+
+
+@contextmanager
+def pin(feed: Feed, revision: Revision) -> Iterator[None]:
+    """Make every load inside see ``revision``: of the object built, and of its environments."""
+    token = _pinned.set(Pinned(feed, revision))
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A revision that was refused as a whole.
+
+    Attributes:
+        revision: The store's revision.
+        reasons: Why; values are masked.
+        since: Unix time.
+    """
+
+    revision: int
+    reasons: tuple[str, ...]
+    since: float
+
+
+class Receiver(Protocol):
+    """Something that is told of each swap."""
+
+    def receive(self, step: Step, feed: Feed) -> None:
+        """Take note of a step; must not block."""
+
+
+class Live:
+    """What is known about one settings object that follows etcd.
+
+    Args:
+        settings: The object; held weakly.
+        lazy: The lazy object around it, if known; held weakly.
+        feed: Where its revisions come from.
+        revision: What it was loaded with.
+    """
+
+    def __init__(
+        self, settings: Settings, lazy: LazySettings | None, feed: Feed, revision: Revision
+    ) -> None:
+        self.feed = feed
+        self.accepted = revision
+        self.rejected: Rejection | None = None
+        self.subscriptions: list[Receiver] = []
+        self._settings = weakref.ref(settings)
+        self._lazy = weakref.ref(lazy) if lazy is not None else None
+        self._finished = lazy is None
+        self._since = time.monotonic()
+        self._overrides: set[str] = set()
+        self._offered = revision
+        self._building = threading.RLock()
+        self._decided = threading.Condition()
+
+    @property
+    def settings(self) -> Settings | None:
+        """The settings object, unless it is gone."""
+        return self._settings()
+
+    @property
+    def sender(self) -> object:
+        """What the user holds: the lazy object where there is one."""
+        lazy = self._lazy() if self._lazy is not None else None
+        return lazy if lazy is not None else self._settings()
+
+    def is_of(self, lazy: object) -> bool:
+        """Tell whether this is what ``lazy`` was made into."""
+        return self._lazy is not None and self._lazy() is lazy
+
+    def offer(self, revision: Revision) -> bool:
+        """Apply or refuse a revision; False if the object is still being loaded."""
+        settings = self._settings()
+        if settings is None or self._is_superseded(settings) or revision is self._offered:
+            return True
+        if not self._is_finished(settings):
+            return time.monotonic() - self._since > _FORGET_UNFINISHED_SECONDS
+        self._offered = revision
+        try:
+            step = self._apply(settings, revision)
+        except Exception as exc:  # a file, a hook or a validator of the user may raise anything
+            self.refuse(revision.number, reasons_of(exc, revision, self.accepted))
+            return True
+        with self._decided:
+            self.accepted = revision
+            self.rejected = None
+            self._decided.notify_all()
+        self._announce(step)
+        return True
+
+    def read_again(self) -> None:
+        """Read etcd anew for settings that do not follow it; keep what is known if that fails."""
+        try:
+            self.accepted = self.feed.read()
+        except Refused as exc:
+            self.refuse(self.accepted.number, exc.reasons)
+        except EtcdError as exc:
+            _log.warning("dynaconf: revision %d stays: %s", self.accepted.number, exc)
+        else:
+            self.rejected = None
+
+    def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
+        """Keep the last good revision and tell."""
+        rejection = Rejection(number, reasons, time.time())
+        with self._decided:
+            self.rejected = rejection
+            self._decided.notify_all()
+        _log.warning(
+            "dynaconf: revision %d of %r is refused, revision %d stays: %s",
+            number,
+            self.feed.options.name,
+            self.accepted.number,
+            "; ".join(reasons),
+        )
+        self.feed.announce(
+            lambda: send(config_rejected, self.sender, revision=number, reasons=rejection.reasons)
+        )
+
+    def wait_for(self, number: int, timeout: float | None) -> bool:
+        """Wait until a revision from ``number`` on is accepted or refused; False: not in time."""
+
+        def decided() -> bool:
+            refused = self.rejected
+            newest = max(self.accepted.number, refused.revision if refused else 0)
+            return newest >= number
+
+        with self._decided:
+            return self._decided.wait_for(decided, timeout)
+
+    def after_fork_in_child(self) -> None:
+        """Make the locks anew: a thread that the child lacks may have held them."""
+        self._building = threading.RLock()
+        self._decided = threading.Condition()
+
+    def build(self, settings: Settings, revision: Revision) -> Settings:
+        """Return a new object with the contents that ``settings`` would have at ``revision``.
+
+        Raises:
+            Exception: Whatever loading and validating raises.
+        """
+        # Programs may build too, to try what they are about to write.
+        with self._building, pin(self.feed, revision):
+            return _Build(settings, self._overrides).run()
+
+    def _apply(self, settings: Settings, revision: Revision) -> Step:
+        set_before = internals.defaults(settings)
+        known = dict(set_before)
+        before = internals.frozen(settings)
+        new = self.build(settings, revision)
+        step = Step(before, internals.frozen(new), revision.number)
+        before_swap(self.sender, step)
+        internals.swap(settings, new)
+        # A set at run time that raced with the build went to the old contents.
+        for name, value in list(set_before.items()):
+            if name not in known or known[name] is not value:
+                settings.set(name, value)
+        if self.feed.options.push_to_django:
+            push_to_django(step)
+        return step
+
+    def _announce(self, step: Step) -> None:
+        for receiver in list(self.subscriptions):
+            receiver.receive(step, self.feed)
+        self.feed.announce(lambda: self._send(step))
+
+    def _send(self, step: Step) -> None:
+        if step.revision == self.accepted.number:
+            self.feed.keep(self.accepted)
+        if config_changed.receivers and step.differs:
+            send(
+                config_changed,
+                self.sender,
+                changed=step.changed,
+                added=step.added,
+                removed=step.removed,
+                old=step.before,
+                new=step.after,
+                revision=step.revision,
+            )
+
+    def _is_finished(self, settings: Settings) -> bool:
+        if not self._finished:
+            lazy = self._lazy() if self._lazy is not None else None
+            self._finished = lazy is None or internals.wrapped(lazy) is settings
+        return self._finished
+
+    def _is_superseded(self, settings: Settings) -> bool:
+        """Tell whether the lazy object holds another live object now.
+
+        Several threads that are first to read each make one, and the last one stays.
+        """
+        lazy = self._lazy() if self._lazy is not None else None
+        if lazy is None:
+            return False
+        inside = internals.wrapped(lazy)
+        return inside is not None and inside is not settings and find(inside) is not None
+
+
+class _Build:
+    """Builds the new contents of a settings object. For one use, in one thread."""
+
+    def __init__(self, old: Settings, overrides: set[str]) -> None:
+        self._old = old
+        self._overrides = overrides
+
+    def run(self) -> Settings:
+        old = self._old
+        arguments = _arguments_of(old)
+        hooks = [
+            hook for hook in internals.post_hooks(old) if not getattr(hook, "_dynaconf_hook", False)
+        ]
+        scratch = {}
+        if "post_hooks" not in arguments:
+            scratch["post_hooks"] = hooks
+        root = old._root_path
+        if root is not None and arguments.get("ROOT_PATH_FOR_DYNACONF") is None:
+            # In a thread, files are not searched for beside the program.
+            scratch["ROOT_PATH_FOR_DYNACONF"] = root
+        new = type(old)(
+            settings_module=internals.settings_module(old),
+            **{**arguments, "post_hooks": hooks, **scratch},
+        )
+        for name in scratch:
+            internals.defaults(new).pop(name, None)
+            if name in arguments:
+                internals.defaults(new)[name] = arguments[name]
+        if "post_hooks" in scratch:
+            internals.forget_name(new, "POST_HOOKS", [SourceMetadata("set_method", "init_kwargs")])
+        internals.copy_registered_hooks(old, new)
+        if old.loaded_envs:
+            new.setenv(old.loaded_envs[-1])
+            new.loaded_envs = list(old.loaded_envs)
+        self._run_missed_hooks(new)
+        self._load_extra_files(new)
+        self._check_files(new)
+        self._set_again(new)
+        internals.clear_cache(new)
+        new.validators.extend(old.validators)
+        internals.validate(new, like=old)
+        return new
+
+    def _run_missed_hooks(self, new: Settings) -> None:
+        """Run ``dynaconf_hooks`` beside modules that were named to Dynaconf after loading."""
+        known = internals.loaded_modules(new)
+        missed = [name for name in internals.loaded_modules(self._old) if name not in known]
+        if missed:
+            execute_module_hooks("post", new, new.current_env, modules=missed, files=[])
+            known[:0] = missed
+
+    def _load_extra_files(self, new: Settings) -> None:
+        """Load again what the program loaded with ``load_file``."""
+        patterns = _included(self._old)
+        for source in list(internals.history(self._old)):
+            if not source.loader.startswith("load_file@"):
+                continue
+            if any(fnmatch.fnmatch(source.identifier, pattern) for pattern in patterns):
+                continue
+            known = set(internals.history(new))
+            env = False if source.env == "_envless" else source.env
+            new.load_file(path=source.identifier, env=env, silent=False, validate=False)
+            # The history names the program's line, not this one, and does not grow.
+            for added in set(internals.history(new)) - known:
+                if added.loader.startswith("load_file@"):
+                    internals.history(new)[source] = internals.history(new).pop(added)
+
+    def _check_files(self, new: Settings) -> None:
+        gone = set(internals.loaded_files(self._old)) - set(internals.loaded_files(new))
+        if gone:
+            raise Refused(f"settings files vanished: {', '.join(sorted(gone))}")
+
+    def _set_again(self, new: Settings) -> None:
+        """Put overrides on top: what was set at run time although a loader provided it."""
+        history = internals.history(self._old)
+        for source, values in history.items():
+            if source[:2] == _SET_AT_RUN_TIME:
+                self._overrides |= _provided_by_loaders(history) & values.keys()
+        record = SourceMetadata(*_SET_AT_RUN_TIME)
+        present = internals.defaults(self._old)
+        computed = _computed_urls(internals.history(new))
+        for name in self._overrides - computed:
+            if name in present:
+                internals.put(new, name, copied(present[name]))
+                internals.history(new).setdefault(record, {})[name] = present[name]
+
+
+def _arguments_of(old: Settings) -> dict[str, object]:
+    """Return what to make the new object with: copies, since loaders write into what they get."""
+    arguments = {name: copied(value) for name, value in internals.defaults(old).items()}
+    arguments.pop("validators", None)
+    return arguments
+
+
+def _included(old: Settings) -> list[str]:
+    """Return patterns for the paths that Dynaconf itself loads with ``load_file``."""
+    named: list[object] = []
+    for option in ("PRELOAD_FOR_DYNACONF", "DYNACONF_INCLUDE", "INCLUDES_FOR_DYNACONF"):
+        value = old.get(option)
+        named += value if isinstance(value, list) else [value] if value else []
+    return [f"*{str(name).removeprefix('./')}" for name in named]
+
+
+def _provided_by_loaders(history: internals.History) -> set[str]:
+    names: set[str] = set()
+    for source, values in history.items():
+        if source.loader not in _NOT_LOADERS:
+            names.update(values)
+    return names
+
+
+def _computed_urls(history: Mapping[SourceMetadata, Mapping[str, object]]) -> set[str]:
+    """Return what Dynaconf's Django extension computes anew after each load."""
+    return {
+        name
+        for source, values in history.items()
+        if source.identifier.startswith("fix_absolute_urls@")
+        for name in values
+    }
+
+
+# -- who is live -------------------------------------------------------------------------------
+
+_lives: weakref.WeakKeyDictionary[Settings, Live] = weakref.WeakKeyDictionary()
+_parents: weakref.WeakKeyDictionary[Settings, weakref.ref[Live]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def find(settings: Settings) -> Live | None:
+    """Return what is known about a settings object, or about the one it is an environment of."""
+    with _lock:
+        live = _lives.get(settings)
+        if live is None and settings in _parents:
+            live = _parents[settings]()
+        return live
+
+
+def all_of(lazy: object) -> list[Live]:
+    """Return every live object that was made inside ``lazy``, superseded ones too."""
+    with _lock:
+        return [live for live in _lives.values() if live.is_of(lazy)]
+
+
+def find_by_lazy(lazy: object) -> Live | None:
+    """Return the live object that ``lazy`` holds."""
+    if not isinstance(lazy, LazySettings):
+        return None
+    inside = internals.wrapped(lazy)
+    found = find(inside) if inside is not None else None
+    if found is not None:
+        return found
+    # It may hold a copy for a while, as under Django's override_settings.
+    made_inside = all_of(lazy)
+    return made_inside[-1] if made_inside else None
+
+
+def add(settings: Settings, live: Live) -> None:
+    """Remember a live object for as long as its settings live."""
+    with _lock:
+        for other in _lives.values():
+            if other.is_of(live.sender):
+                # The program subscribed to what it holds, not to what is inside just now.
+                live.subscriptions = other.subscriptions
+        _lives[settings] = live
+    forking.track(live)
+
+
+def add_child(settings: Settings, live: Live) -> None:
+    """Remember an environment made by ``from_env``: it sees what its parent accepted."""
+    with _lock:
+        _parents[settings] = weakref.ref(live)
+
+
+class _ModuleState:
+    def after_fork_in_child(self) -> None:
+        global _lock
+        _lock = threading.Lock()
+
+
+_module_state = _ModuleState()
+forking.track(_module_state)

@@ -1,0 +1,170 @@
+"""From leaves to what Dynaconf stores: names that are refused, and strings that stay strings.
+
+Dynaconf evaluates strings that begin with ``@`` (``@format``, ``@jinja``, ``@read_file`` ...), and
+some names make it import modules. Whoever may write to etcd must not run code here. Pure functions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import dynaconf.base
+
+_log = logging.getLogger("etcd_core.dynaconf")
+
+_REFUSED_TOP: Final = frozenset(
+    {
+        # What Dynaconf itself reads by these names, from the settings or from its arguments.
+        "BOX_SETTINGS",
+        "CORE_LOADERS",
+        "DEFAULT_SETTINGS_PATHS",
+        "DYNABOXIFY",
+        "ENVVAR_PREFIX",
+        "FILTER_STRATEGY",
+        "INCLUDES",
+        "LOAD_DOTENV",
+        "LOADERS",
+        "POST_HOOKS",
+        "PRELOAD",
+        "ROOT_PATH",
+        "SETTINGS_FILE",
+        "SETTINGS_FILES",
+        "SETTINGS_MODULE",
+        "VALIDATE_EXCLUDE",
+        "VALIDATE_ONLY",
+        "VALIDATE_ONLY_CURRENT_ENV",
+        "VALIDATORS",
+        "YAML",
+    }
+)
+MERGE_MARKS: Final = frozenset({"dynaconf_merge", "dynaconf_merge_unique"})
+_warned: set[str] = set()
+
+
+class Literal(str):
+    """A string that Dynaconf takes for what it is, whatever it begins with.
+
+    A later environment variable or validator on the same table parses all its strings again, so it
+    is not enough to keep this one from being parsed once.
+    """
+
+    __slots__ = ()
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        """Split as str does; the head equals no other string, so it is no converter's name."""
+        head, found, tail = str.partition(self, sep)
+        return _Head(head), found, tail
+
+    def startswith(self, prefix: Any, /, *bounds: Any) -> bool:
+        """Answer as str does, but deny beginning with any of Dynaconf's converters."""
+        if isinstance(prefix, tuple) and "@format" in prefix:
+            return False
+        return str.startswith(self, prefix, *bounds)
+
+    def __reduce__(self) -> tuple[type[Literal], tuple[str]]:
+        return Literal, (str.__str__(self),)
+
+
+class _Head(str):
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def tree_of(tables: Mapping[str, object], separator: str, *, evaluate: bool) -> dict[str, object]:
+    """Return what a layer contributes, by upper-case top-level name.
+
+    Args:
+        tables: The layer's nested tables; they may be changed and shared by the result.
+        separator: Dynaconf's separator of nested names; ``foo__bar`` at the top is ``foo.bar``.
+        evaluate: Leave ``@`` strings to Dynaconf.
+    """
+    tree: dict[str, object] = {}
+    for name, value in tables.items():
+        top, *below = name.split(separator) if separator else [name]
+        if not all((top, *below)):
+            top, below = name, []
+        if is_reserved(top):
+            warn_once(name, "is a name of Dynaconf's own; ignored")
+            continue
+        safe = value if evaluate else _safe(value, name)
+        for segment in reversed(below):
+            safe = {segment: safe}
+        top = top.upper()
+        held = tree.get(top)
+        tree[top] = _merged(held, safe) if isinstance(held, dict) else safe
+    return tree
+
+
+def _merged(one: dict[str, object], other: object) -> object:
+    from etcd_core.leaves import overlay
+
+    return overlay(one, other) if isinstance(other, dict) else other
+
+
+def is_reserved(top: str) -> bool:
+    """Tell whether a top-level name is Dynaconf's own, whatever its case."""
+    upper = top.upper()
+    return (
+        upper in _REFUSED_TOP
+        or upper in _MERGE_UPPER
+        or upper.startswith(("DYNACONF_", "_"))
+        or upper.endswith("_FOR_DYNACONF")
+        or upper in dynaconf.base.UPPER_DEFAULT_SETTINGS
+        or upper in _RESERVED_ATTRS
+    )
+
+
+_MERGE_UPPER: Final = frozenset(mark.upper() for mark in MERGE_MARKS)
+_RESERVED_ATTRS: Final = frozenset(
+    name.upper() for name in dynaconf.base.RESERVED_ATTRS if name.startswith("_")
+)
+
+
+def _safe(value: object, path: str) -> object:
+    """Return ``value`` with nothing in it that Dynaconf would act upon."""
+    if isinstance(value, str):
+        return Literal(value) if value.startswith("@") else value
+    if isinstance(value, dict):
+        table: dict[str, object] = {}
+        for key, item in value.items():
+            if key in MERGE_MARKS:
+                warn_once(f"{path}.{key}", "is a merge mark of Dynaconf's own; ignored")
+            else:
+                table[key] = _safe(item, path)
+        return table
+    if isinstance(value, list):
+        return [_safe(item, path) for item in value]
+    return value
+
+
+def copied(value: object) -> object:
+    """Copy tables and lists into plain ones without evaluating what is in them."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in dict.items(value)}
+    if isinstance(value, list):
+        return [copied(item) for item in list.__iter__(value)]
+    return value
+
+
+def warn_once(path: str, what: str) -> None:
+    """Log a warning about a path in etcd, once per process."""
+    if path not in _warned:
+        _warned.add(path)
+        _log.warning("dynaconf: the etcd setting %r %s", path, what)
+
+
+def _represent_literal_in_yaml() -> None:
+    import yaml
+
+    for dumper in (yaml.SafeDumper, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+        dumper.add_representer(Literal, lambda dumper, text: dumper.represent_str(str(text)))
+
+
+_represent_literal_in_yaml()

@@ -1,0 +1,173 @@
+"""DjangoDynaconf, each in a process of its own: Django's settings are one per process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from etcd_core import Client
+from etcd_core.testing import EtcdServer
+
+pytestmark = pytest.mark.timeout(120)
+RunDjango = Callable[..., None]
+
+PRELUDE = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
+sys.path.insert(0, {folder!r})
+import django
+django.setup()
+from django.conf import settings
+import dynaconf_etcd
+from etcd_core import Client, Config
+from etcd_core.testing import eventually
+client = Client(Config([{endpoint!r}], prefix={prefix!r}))
+source = client.config_source("app")
+"""
+
+SETTINGS = """
+{own}
+import dynaconf
+settings = dynaconf.DjangoDynaconf(
+    __name__,
+    ENVIRONMENTS_FOR_DYNACONF=False,
+    LOADERS_FOR_DYNACONF=["dynaconf_etcd.loader", "dynaconf.loaders.env_loader"],
+    ETCD_FOR_DYNACONF={{"endpoints": [{endpoint!r}], "prefix": {prefix!r}, "name": "app", {extra}}},
+)
+"""
+
+
+@pytest.fixture
+def run_django(etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path) -> RunDjango:
+    """Run a script in a fresh process with a Django project on the test's prefix."""
+
+    def run(script: str, own: str = "SECRET_KEY = 's'", extra: str = "") -> None:
+        names = {"endpoint": etcd_server.endpoint, "prefix": etcd_client.prefix}
+        package = tmp_path / "project"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "settings.py").write_text(
+            SETTINGS.format(own=textwrap.dedent(own), extra=extra, **names)
+        )
+        prelude = PRELUDE.format(folder=str(tmp_path), **names)
+        end = "\ndynaconf_etcd.close(settings)\nclient.close()\nprint('done')\n"
+        done = subprocess.run(
+            [sys.executable, "-W", "error::RuntimeWarning", "-"],
+            input=prelude + textwrap.dedent(script) + end,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.stdout.strip().endswith("done"), done.stdout + done.stderr
+
+    return run
+
+
+def test_structures_of_django_from_etcd_alone(
+    etcd_client: Client, run_django: RunDjango, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save(
+        {
+            "SECRET_KEY": "from-etcd",
+            "DATABASES": {
+                "default": {
+                    "ENGINE": "django.db.backends.sqlite3",
+                    "NAME": str(tmp_path / "db.sqlite3"),
+                    "OPTIONS": {"timeout": 7},
+                }
+            },
+            "CACHES": {
+                "default": {
+                    "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+                    "LOCATION": "Mixed-Case",
+                }
+            },
+            "LOGGING": {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "handlers": {"console": {"class": "logging.StreamHandler"}},
+                "loggers": {"django.request": {"handlers": ["console"], "level": "ERROR"}},
+            },
+            "INSTALLED_APPS": ["django.contrib.contenttypes"],
+            "USE_TZ": True,
+        }
+    )
+    run_django(
+        """
+        from django.core.cache import cache
+        from django.db import connection
+        with connection.cursor() as cursor:
+            cursor.execute("create table t (x int)")
+            cursor.execute("insert into t values (42)")
+            cursor.execute("select x from t")
+            assert cursor.fetchone() == (42,)
+        assert settings.DATABASES["default"]["OPTIONS"] == {"timeout": 7}
+        assert os.path.exists(settings.DATABASES["default"]["NAME"])
+        cache.set("a", 1)
+        assert cache.get("a") == 1
+        assert settings.CACHES["default"]["LOCATION"] == "Mixed-Case"
+        import logging
+        assert logging.getLogger("django.request").level == logging.ERROR
+        assert settings.SECRET_KEY == "from-etcd"
+        connection.close()
+        """,
+        own="",
+    )
+
+
+def test_settings_are_live_and_overrides_of_tests_work(
+    etcd_client: Client, run_django: RunDjango
+) -> None:
+    etcd_client.config_source("app").save({"greeting": "one", "email_host": "h1"})
+    run_django(
+        """
+        from django.test.utils import override_settings
+        assert (settings.GREETING, settings.EMAIL_HOST) == ("one", "h1")
+        assert settings.APPEND_SLASH is True
+        assert settings.DEFAULT_CHARSET == "utf-8"
+        source.update({"greeting": "two"})
+        eventually(lambda: settings.GREETING == "two")
+        with override_settings(GREETING="mine"):
+            assert settings.GREETING == "mine"
+            source.update({"greeting": "three", "email_port": 99})
+            eventually(lambda: dynaconf_etcd.status(settings).revision >= source.load().revision)
+            assert settings.GREETING == "mine"
+        assert settings.GREETING == "three"
+        assert settings.EMAIL_PORT == 99
+        source.update({}, delete=["email_port"])
+        eventually(lambda: settings.EMAIL_PORT == 25)
+        source.update({"static_url": "assets/"})
+        eventually(lambda: settings.STATIC_URL.endswith("assets/"))
+        source.update({"static_url": "other/"})
+        eventually(lambda: settings.STATIC_URL.endswith("other/"))
+        """,
+        own="SECRET_KEY = 's'\nSTATIC_URL = 'static/'",
+    )
+
+
+def test_changes_are_pushed_on_request(etcd_client: Client, run_django: RunDjango) -> None:
+    etcd_client.config_source("app").save({"email_subject_prefix": "one"})
+    run_django(
+        """
+        from django.core import mail
+        from django.core.mail import mail_admins
+        from django.core.signals import setting_changed
+        import django.core.mail as module
+        told = []
+        setting_changed.connect(
+            lambda **payload: told.append((payload["setting"], payload["value"])), weak=False
+        )
+        source.update({"email_subject_prefix": "two"})
+        eventually(lambda: ("EMAIL_SUBJECT_PREFIX", "two") in told)
+        from dynaconf.contrib.django_dynaconf_v2 import django_settings
+        assert django_settings.EMAIL_SUBJECT_PREFIX == "two"
+        """,
+        extra='"push_to_django": True',
+    )

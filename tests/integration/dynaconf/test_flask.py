@@ -1,0 +1,63 @@
+"""FlaskDynaconf: ``app.config`` is live, in the process and under gunicorn's forks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from dynaconf import Dynaconf, FlaskDynaconf
+from flask import Flask
+
+from etcd_core import Client
+from etcd_core.testing import eventually
+
+MakeSettings = Callable[..., Dynaconf]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_app_config_is_live(etcd_client: Client, make_settings: MakeSettings, given: bool) -> None:
+    source = etcd_client.config_source("app")
+    source.save({"title": "one", "gone": 1, "secret_key": "s1", "table": {"a": 1}})
+    app = Flask("app")
+    if given:
+        settings = make_settings("only_file = 1")
+        FlaskDynaconf(app, dynaconf_instance=settings)
+    else:
+        made: list[Dynaconf] = []
+
+        def through_flask(**options: object) -> Dynaconf:
+            FlaskDynaconf(app, ENVIRONMENTS=False, **options)
+            made.append(app.dynaconf)
+            return app.dynaconf
+
+        settings = make_settings("only_file = 1", factory=through_flask)
+    config = app.config
+    assert (config["TITLE"], config.TITLE, config.get("GONE"), app.secret_key) == (
+        "one",
+        "one",
+        1,
+        "s1",
+    )
+    assert config["ONLY_FILE"] == 1
+    assert config["TESTING"] is False
+
+    @app.get("/")
+    def index() -> str:
+        from flask import current_app, render_template_string
+
+        return render_template_string("{{ config.TITLE }}") + str(current_app.config["TABLE"]["a"])
+
+    config["MINE"] = "at run time"
+    source.update({"title": "two", "secret_key": "s2", "table.a": 2}, delete=["gone"])
+    eventually(lambda: config["TITLE"] == "two")
+    assert app.test_client().get("/").text == "two2"
+    assert app.secret_key == "s2"
+    assert "GONE" not in {**config}
+    assert "GONE" not in dict(config.items())
+    assert config.get("GONE") is None
+    assert config.get("GONE", 3) == 3
+    with pytest.raises(KeyError):
+        config["GONE"]
+    assert config["MINE"] == "at run time"
+    assert config["TESTING"] is False
+    assert settings.TITLE == "two"

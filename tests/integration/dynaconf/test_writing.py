@@ -1,0 +1,174 @@
+"""Writing from a program and from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from dynaconf import Dynaconf, Validator
+
+import dynaconf_etcd
+from dynaconf_etcd.__main__ import main
+from etcd_core import Client, Conflict, InvalidArgument
+from etcd_core.testing import EtcdServer
+
+MakeSettings = Callable[..., Dynaconf]
+
+
+def test_what_is_written_is_shown_on_return(
+    etcd_client: Client, make_settings: MakeSettings
+) -> None:
+    settings = make_settings("foo = 'file'\n[server]\nhost = 'h'\n")
+    assert settings.FOO == "file"
+    for n in range(5):
+        revision = dynaconf_etcd.write(settings, {"server": {"port": n}, "foo": "etcd"})
+        assert (settings.SERVER.port, settings.SERVER.host, settings.FOO) == (n, "h", "etcd")
+        assert dynaconf_etcd.status(settings).revision == revision
+    assert dynaconf_etcd.write(settings, {"server.port": 4}) == revision
+    dynaconf_etcd.delete(settings, "foo")
+    assert settings.FOO == "file"
+    dynaconf_etcd.delete(settings, ["server"])
+    assert settings.SERVER == {"host": "h"}
+    dynaconf_etcd.delete(settings, "nothing.of.this")
+
+
+def test_a_layer_of_an_environment(etcd_client: Client, make_settings: MakeSettings) -> None:
+    settings = make_settings(environments=True, env="production")
+    assert settings.get("a") is None
+    dynaconf_etcd.write(settings, {"a": 1}, env="production")
+    dynaconf_etcd.write(settings, {"a": 2, "b": 2}, env="default")
+    assert (settings.A, settings.B) == (1, 2)
+    assert etcd_client.config_source("app.production").load()["a"] == 1
+    assert etcd_client.config_source("app").load()["b"] == 2
+
+
+def test_nothing_is_written_that_these_settings_refuse(
+    etcd_client: Client, make_settings: MakeSettings
+) -> None:
+    source = etcd_client.config_source("app")
+    revision = source.save({"port": 80})
+    settings = make_settings(validators=[Validator("port", lt=1000)])
+    assert settings.PORT == 80
+    with pytest.raises(InvalidArgument, match="port") as caught:
+        dynaconf_etcd.write(settings, {"port": 99999})
+    assert "99999" not in str(caught.value)
+    with pytest.raises(InvalidArgument):
+        dynaconf_etcd.write(settings, {"port": {"x": 1}})
+    assert source.load().revision == revision
+    assert settings.PORT == 80
+
+
+def test_a_change_by_somebody_else_is_a_conflict(
+    etcd_client: Client, make_settings: MakeSettings
+) -> None:
+    source = etcd_client.config_source("app")
+    source.save({"a": 1, "b": 1})
+    settings = make_settings(etcd={"watch": False})
+    assert settings.A == 1
+    source.update({"b": 2})
+    dynaconf_etcd.write(settings, {"c": 1})
+    assert settings.C == 1
+    source.update({"a": 2})
+    with pytest.raises(Conflict):
+        dynaconf_etcd.write(settings, {"a": 3})
+    settings.reload()
+    dynaconf_etcd.write(settings, {"a": 3})
+    assert settings.A == 3
+
+
+class Done(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(
+    etcd_server: EtcdServer,
+    etcd_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    module = f"config_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(
+        f"""
+from dynaconf import Dynaconf
+settings = Dynaconf(
+    settings_files=["settings.toml"],
+    root_path={str(tmp_path)!r},
+    environments=False,
+    loaders=["dynaconf_etcd.loader", "dynaconf.loaders.env_loader"],
+    etcd={{
+        "endpoints": [{etcd_server.endpoint!r}], "prefix": {etcd_client.prefix!r}, "name": "app"
+    }},
+)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(*arguments: str) -> Done:
+        status = main([*arguments, "--settings", f"{module}:settings"])
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+def test_push_diff_and_pull(
+    etcd_client: Client,
+    command: Command,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "settings.toml").write_text(
+        "debug = true\nhome = '@format {env[HOME]}'\npassword = 'hunter2'\n"
+        "[server]\nport = 80\nlist = [1, 2]\n[databases.default]\nNAME = 'db'\n"
+    )
+    source = etcd_client.config_source("app")
+    source.save({"stale": 1, "server.port": 1})
+    shown = command("push")
+    assert shown.status == 0, shown.stderr
+    assert "+ debug = True" in shown.stdout
+    assert "~ server.port = 1 -> 80" in shown.stdout
+    assert "- stale = 1" in shown.stdout
+    assert "hunter2" not in shown.stdout
+    assert "nothing was written" in shown.stdout
+    assert source.load().nested() == {"stale": 1, "server": {"port": 1}}
+    assert command("diff").status == 1
+
+    pushed = command("push", "--yes")
+    assert pushed.status == 0, pushed.stderr
+    assert source.load().nested() == {
+        "debug": True,
+        "home": "@format {env[HOME]}",
+        "password": "hunter2",
+        "server": {"port": 80, "list": [1, 2]},
+        "databases": {"default": {"NAME": "db"}},
+    }
+    same = command("diff")
+    assert (same.status, same.stdout) == (0, "no difference\n")
+
+    source.update({"server.port": 81})
+    pulled = command("pull", "out.yaml", "--yes")
+    assert pulled.status == 0, pulled.stderr
+    read = Dynaconf(settings_files=["out.yaml"], root_path=str(tmp_path))
+    assert (read.SERVER.port, read.PASSWORD, read.DATABASES.default.NAME) == (81, "hunter2", "db")
+
+
+def test_an_unreachable_etcd_is_one_line(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ETCD_ENDPOINTS_FOR_DYNACONF", '["127.0.0.1:1"]')
+    monkeypatch.setenv("ETCD_TIMEOUT_FOR_DYNACONF", "0.3")
+    monkeypatch.setenv("ETCD_DIAL_TIMEOUT_FOR_DYNACONF", "0.3")
+    done = command("diff")
+    assert done.status == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,118 @@
+"""Names that are refused, strings that stay strings, and when two values are one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import yaml
+from dynaconf.utils.parse_conf import converters, parse_conf_data
+
+from dynaconf_etcd.steps import same
+from dynaconf_etcd.values import Literal, is_reserved, tree_of
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{token} 1" for token in converters),
+        "@format {env[HOME]}",
+        "@jinja {{ 1 + 1 }}",
+        "@none",
+        "@",
+        "@unknown x",
+    ],
+)
+@pytest.mark.parametrize("tomlfy", [False, True])
+def test_a_literal_is_never_evaluated(text: str, tomlfy: bool) -> None:
+    literal = Literal(text)
+    assert parse_conf_data(literal, tomlfy=tomlfy, box_settings={}) == text
+    for copied in (
+        copy.deepcopy(literal),
+        copy.copy(literal),
+        pickle.loads(pickle.dumps(literal)),
+    ):
+        assert parse_conf_data(copied, tomlfy=tomlfy, box_settings={}) == text
+
+
+def test_a_literal_is_a_string_to_everybody_else() -> None:
+    literal = Literal("@format x")
+    assert literal == "@format x"
+    assert hash(literal) == hash("@format x")
+    assert literal.startswith("@for")
+    assert literal.startswith(("a", "@"))
+    assert literal.partition(" ")[1:] == (" ", "x")
+    assert json.dumps(literal) == '"@format x"'
+    assert yaml.safe_load(yaml.safe_dump({"a": literal})) == {"a": "@format x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "includes_for_dynaconf",
+        "ETCD_FOR_DYNACONF",
+        "dynaconf_include",
+        "dynaconf_merge",
+        "dynaboxify",
+        "validators",
+        "post_hooks",
+        "_registered_hooks",
+        "settings_module",
+        "yaml",
+        "_anything",
+    ],
+)
+def test_names_of_dynaconf_are_reserved(name: str) -> None:
+    assert is_reserved(name)
+    assert tree_of({name: 1, "mine": 2}, "__", evaluate=False) == {"MINE": 2}
+
+
+def test_names_of_others_are_not() -> None:
+    for name in ("debug", "server", "secret_key", "environment", "databases", "env"):
+        assert not is_reserved(name)
+
+
+def test_a_tree_has_upper_case_tops_and_split_names() -> None:
+    tables = {"a": {"B": 1}, "foo__bar": 1, "foo__baz__x": 2, "größe": 3, "__x": 4, "my-key": 5}
+    assert tree_of(tables, "__", evaluate=False) == {
+        "A": {"B": 1},
+        "FOO": {"bar": 1, "baz": {"x": 2}},
+        "GRÖSSE": 3,
+        "MY-KEY": 5,
+    }
+
+
+def test_a_tree_holds_no_merge_marks() -> None:
+    tables = {"a": {"dynaconf_merge": True, "b": [{"dynaconf_merge_unique": 1, "c": 2}]}}
+    assert tree_of(tables, "__", evaluate=False) == {"A": {"b": [{"c": 2}]}}
+
+
+def test_only_what_begins_with_a_token_is_wrapped() -> None:
+    tree = tree_of({"a": "x@y", "b": "@x", "c": ["@y"]}, "__", evaluate=False)
+    assert type(tree["A"]) is str
+    assert type(tree["B"]) is Literal
+    assert type(tree["C"][0]) is Literal  # type: ignore[index]
+    assert type(tree_of({"b": "@x"}, "__", evaluate=True)["B"]) is str
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (1, 1, True),
+        (1, True, False),
+        (1, 1.0, False),
+        (float("nan"), float("nan"), True),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": 1}, {"a": 1, "b": 1}, False),
+        ([1, 2], [1], False),
+        ("x", Literal("x"), True),
+        (None, False, False),
+        ([], {}, False),
+    ],
+)
+def test_same(one: object, other: object, equal: bool) -> None:
+    assert same(one, other) is equal
+    assert same(other, one) is equal
