@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from etcd_core import Client, Config, ServiceEvent
@@ -27,18 +28,18 @@ class Registry:
         self.name = name
         self.prefix = prefix
         self.endpoint = server.endpoint
-        self._client = Client(Config([server.endpoint], prefix=prefix))
+        self.client = Client(Config([server.endpoint], prefix=prefix))
         self.events: list[ServiceEvent] = []
-        self._subscription = self._client.watch_service(name, self.events.append)
+        self._subscription = self.client.watch_service(name, self.events.append)
 
     def close(self) -> None:
-        self._client.close()
+        self.client.close()
 
     def addresses(self) -> list[str]:
-        return [each.address for each in self._client.discover(self.name)]
+        return [each.address for each in self.client.discover(self.name)]
 
     def metadata(self) -> list[dict[str, str]]:
-        return [dict(each.metadata) for each in self._client.discover(self.name)]
+        return [dict(each.metadata) for each in self.client.discover(self.name)]
 
     def wait_for(self, *addresses: str) -> None:
         eventually(
@@ -92,6 +93,10 @@ class ServerProcess:
             text: str = answer.read().decode()
             return text
 
+    def try_get(self) -> None:
+        with suppress(OSError):
+            self.get()
+
     def wait_serving(self) -> None:
         eventually(self.get, PATIENCE, message=f"serving\n{self.output}")
 
@@ -105,7 +110,7 @@ class ServerProcess:
 
     def close(self) -> None:
         # The group is ours: it was started as a session of its own.
-        for _ in range(50):
+        for _ in range(10):
             try:
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -140,7 +140,10 @@ class Lease:
         """Take an answered renewal into account, unless the deadline passed before it came."""
         with self._lock:
             if self.lost_reason is None and boottime() < self._deadline:
-                self._deadline = max(self._deadline, sent_at + ttl - margin(ttl))
+                deadline = sent_at + ttl - margin(ttl)
+                # An adopted lease may turn out to have a shorter TTL than we asked for.
+                shorter = ttl < self.ttl
+                self._deadline = deadline if shorter else max(self._deadline, deadline)
                 self.ttl = ttl
                 return
         self.lose("expired")

@@ -1,0 +1,427 @@
+"""Registers a service exactly while its process serves. Owns the thread ``etcd-host``.
+
+That thread finds the address, has the entry made, waits for the end and sees that the entry is
+given up in time. It does no network I/O itself, so the time it takes to stop has a bound. Nothing
+of gRPC is imported before the process is known to serve: it may be a parent that still forks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from .. import forking
+from . import listeners, process, running, stopping
+from .listeners import Listener
+from .options import HostOptions
+from .process import GunicornWorker, Role
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..sharing import SharedRegistration
+
+_log = logging.getLogger("etcd_core.hosting")
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+_IMPORT_PATIENCE = 5.0
+_DRAIN_STEP = 0.1
+
+_Command = Literal["stop", "drain", "pause", "resume"]
+
+
+class ServiceHost:
+    """What one application has of etcd in its processes: the client and its registration.
+
+    Safe to use from any thread. Making one does no I/O and starts no thread. After ``fork()`` the
+    child is not registered; a gunicorn worker registers by itself.
+
+    Args:
+        options: What the application was configured with.
+        may_serve: Asked when the process is found listening; False: it is not the service (a test's
+            live server).
+    """
+
+    def __init__(self, options: HostOptions, may_serve: Callable[[], bool] = lambda: True) -> None:
+        self.options = options
+        self.may_serve = may_serve
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._agent: _Agent | None = None
+        self._armed = False
+        forking.track(self)
+
+    @property
+    def client(self) -> Client:
+        """The client of this application, on this process's one channel for its config. No I/O."""
+        with self._lock:
+            if self._client is None or self._client.closed:
+                from ..client import shared_client
+
+                self._client = shared_client(self.options.config)
+            return self._client
+
+    @property
+    def registration(self) -> SharedRegistration | None:
+        """This process's part in the service's registry entry; None while there is none."""
+        agent = self._agent
+        return None if agent is None else agent.share
+
+    @property
+    def serving(self) -> bool:
+        """Whether this process was found to serve, and does still. No I/O."""
+        agent = self._agent
+        return agent is not None and agent.serving
+
+    def arm(self) -> None:
+        """Register when this process turns out to serve. Idempotent; does no I/O.
+
+        To be called where the framework builds its application, in whichever process that is.
+        """
+        if self.options.service_name is None or self.options.register is False:
+            return
+        with self._lock:
+            if self._armed:
+                return
+            self._armed = True
+        place = process.here()
+        if place.role is Role.PLAIN:
+            if self.options.register is True or not process.runs_tests():
+                self.start()
+        elif place.role is not Role.CELERY:
+            running.defer(place, self.start)
+
+    def start(self, worker: GunicornWorker | None = None) -> None:
+        """Begin to look for the address and register, in the background. Idempotent.
+
+        Args:
+            worker: The gunicorn worker this process is.
+        """
+        self._join_agent(worker).start()
+
+    def register(self, address: str | None = None) -> None:
+        """Register now, under a server that is not recognised. Does not block.
+
+        Args:
+            address: The advertised ``host:port``; None: the option, or the listening socket.
+        """
+        agent = self._join_agent(None)
+        agent.given_address = address
+        agent.forced = True
+        agent.start()
+
+    def ready(self, ready: bool) -> None:
+        """Take this process out of the share, or back in. Does not block.
+
+        The entry stays while another process of the server is ready.
+        """
+        agent = self._agent
+        if agent is not None:
+            agent.tell("resume" if ready else "pause")
+
+    def deregister(self, timeout: float = stopping.STOP_SECONDS) -> bool:
+        """Give up this process's part in the entry; return whether that was done in time."""
+        agent = self._agent
+        if agent is None:
+            return True
+        agent.request_stop()
+        return agent.wait(timeout)
+
+    def close(self) -> None:
+        """Deregister and close this application's client. Idempotent; bounded."""
+        self.deregister()
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh: the parent's agent is not ours."""
+        self._lock = threading.Lock()
+        self._agent = None
+
+    def _join_agent(self, worker: GunicornWorker | None) -> _Agent:
+        """Return this process's agent for the service: an application may be built twice."""
+        options = self.options
+        entry = (options.config, options.service_name, options.service_address, options.service_id)
+        with _agents_lock:
+            agent = _agents.get(entry)
+            if agent is None:
+                agent = _agents[entry] = _Agent(self, worker, lambda: _agents.pop(entry, None))
+            self._agent = agent
+        return agent
+
+
+_agents: dict[tuple[object, ...], _Agent] = {}
+_agents_lock = threading.Lock()
+
+
+class _ModuleState:
+    """Forgets the parent's agents in a forked child."""
+
+    def after_fork_in_child(self) -> None:
+        global _agents_lock
+        _agents_lock = threading.Lock()
+        _agents.clear()
+
+
+_module_state = _ModuleState()
+forking.track(_module_state)
+
+
+class _Agent:
+    """What registers one application in this process."""
+
+    def __init__(
+        self, host: ServiceHost, worker: GunicornWorker | None, on_ended: Callable[[], object]
+    ) -> None:
+        self._on_ended = on_ended
+        self.share: SharedRegistration | None = None
+        self.given_address: str | None = None
+        self.forced = host.options.register is True
+        self._host = host
+        self._options = host.options
+        self._worker = worker
+        self._socket_inode = 0
+        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._last_command: _Command | None = None
+        self._ready = True
+        self._serving = False
+        self._asked_to_stop = False
+        self._stopping = False
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="etcd-host", daemon=True)
+        self._starter: threading.Thread | None = None
+        self._started = False
+
+    # -- any thread ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; idempotent."""
+        with _agents_lock:
+            started, self._started = self._started, True
+        if not started:
+            stopping.add(self)
+            self._thread.start()
+
+    def request_stop(self, *, drain: bool = False) -> None:
+        """Ask for the end. Callable from a signal handler: this queue's put takes no lock."""
+        self._asked_to_stop = True
+        self._inbox.put("drain" if drain else "stop")
+
+    def tell(self, command: _Command) -> None:
+        """Have the thread do something when it comes to it."""
+        self._inbox.put(command)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end."""
+        return self._ended.wait(seconds)
+
+    @property
+    def serving(self) -> bool:
+        """Whether the address was found and the end has not come."""
+        return self._serving and not self._ended.is_set()
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long the end may take."""
+        return self._options.drain + stopping.STOP_SECONDS
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            _log.exception("registering the service failed")
+        finally:
+            self._on_ended()
+            self._ended.set()
+            stopping.finished(self)
+
+    def _serve(self) -> None:
+        find = self._workers_listener if self._worker is not None else self._await_listener
+        listener = find()
+        if listener is None and not self._address_is_given():
+            return
+        self._serving = True
+        while not self._stopping:
+            self._follow_readiness(listener)
+            self._sleep(None)
+        self._leave(self._options.drain if self._last_command == "drain" else 0.0)
+
+    def _follow_readiness(self, listener: Listener | None) -> None:
+        if self._ready and self._starter is None:
+            self._start_share(listener)
+        elif not self._ready and self._starter is not None:
+            self._leave(0.0)
+            if self._starter.is_alive():
+                self._inbox.put("pause")  # it may still make the entry, so look again
+                return
+            self._starter = self.share = None
+
+    def _sleep(self, seconds: float | None) -> None:
+        try:
+            command = self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return
+        self._last_command = command
+        self._stopping = command in ("stop", "drain")
+        if not self._stopping:
+            self._ready = command == "resume"
+
+    def _address_is_given(self) -> bool:
+        given = self.given_address or self._options.service_address
+        return given is not None and not self._stopping
+
+    # -- the address ---------------------------------------------------------------------------
+
+    def _workers_listener(self) -> Listener | None:
+        assert self._worker is not None
+        sockets = self._worker.sockets
+        found = listeners.of_worker(sockets)
+        if sockets:
+            self._socket_inode = listeners.inode(sockets[0])
+        if not found and not self._address_is_given():
+            _log.warning(
+                "%s listens on a unix socket only and is not registered; set SERVICE_ADDRESS",
+                self._options.service_name,
+            )
+        return found[0] if found else None
+
+    def _await_listener(self) -> Listener | None:
+        """Wait until this process listens, and return where; None if it is to stop, or no matter.
+
+        Two looks must agree: a reloader's parent listens for a moment before it starts the child.
+        """
+        pause = _FIRST_PAUSE
+        before: list[Listener] = []
+        since = time.monotonic()
+        while not self._stopping:
+            if self.forced and self._address_is_given():
+                return None
+            found = self._listeners()
+            if found != before:
+                before, since, pause = found, time.monotonic(), _FIRST_PAUSE
+            elif found and self._is_settled(time.monotonic() - since):
+                listener = self._choose(found)
+                if listener is not None:
+                    return listener
+            self._sleep(pause)
+            pause = min(pause * 1.25, _LONGEST_PAUSE)
+        return None
+
+    def _is_settled(self, seconds: float) -> bool:
+        # What listens while modules are still imported is hardly the server.
+        return not process.is_importing() or seconds >= _IMPORT_PATIENCE
+
+    def _listeners(self) -> list[Listener]:
+        if process.is_supervisor():
+            return []
+        if not self.forced and (process.runs_tests() or not self._host.may_serve()):
+            return []
+        found = listeners.listening()
+        if not found and self._address_is_given() and listeners.listens_on_unix():
+            return [Listener("", 0)]
+        return found
+
+    def _choose(self, found: list[Listener]) -> Listener | None:
+        if self._address_is_given() or len({each.port for each in found}) == 1:
+            return found[0]
+        self._complain_once(
+            "%s listens on several ports (%s) and is not registered; set SERVICE_ADDRESS",
+            self._options.service_name,
+            ", ".join(str(each.port) for each in found),
+        )
+        return None
+
+    def _complain_once(self, message: str, *arguments: object) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.warning(message, *arguments)
+
+    # -- the entry -----------------------------------------------------------------------------
+
+    def _start_share(self, listener: Listener | None) -> None:
+        """Have the entry made, in a thread of its own: it resolves names and imports gRPC."""
+        self._starter = threading.Thread(
+            target=self._make_share, args=(listener,), name="etcd-host-start", daemon=True
+        )
+        self._starter.start()
+
+    def _make_share(self, listener: Listener | None) -> None:
+        try:
+            from ..descriptor import Descriptor
+            from ..sharing import SharedRegistration
+
+            scope = self._host.client.scope()
+            # The client has its own exit handler; ours must run first.
+            stopping.run_before_other_exit_handlers()
+            address = self._address(listener)
+            descriptor = Descriptor(
+                name=self._options.service_name or "",
+                id=self._options.instance_id(address),
+                address=address,
+                metadata=self._options.metadata,
+            )
+            share = SharedRegistration(scope, descriptor, self._options.ttl)
+            # Workers of a server that is stopped while it starts must not come and go each.
+            if self._asked_to_stop:
+                share.begin_leaving(keep_entry=self._is_recycled())
+            self.share = share
+            share.start()
+        except Exception:
+            _log.exception("registering %s failed", self._options.service_name)
+
+    def _address(self, listener: Listener | None) -> str:
+        given = self.given_address or self._options.service_address
+        if given is not None:
+            return given
+        assert listener is not None
+        address = listeners.advertised(listener, self._options.config.parsed_endpoints)
+        if listeners.is_loopback(address):
+            _log.warning(
+                "%s is registered at %s, which only this machine can reach; set SERVICE_ADDRESS",
+                self._options.service_name,
+                address,
+            )
+        return address
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _leave(self, drain: float) -> None:
+        deadline = time.monotonic() + stopping.STOP_SECONDS
+        if self._starter is not None:
+            self._starter.join(max(0.0, deadline - time.monotonic()))
+        share = self.share
+        if share is None:
+            return
+        share.begin_leaving(keep_entry=self._stopping and self._is_recycled(), drain=drain)
+        self._drain(share, drain)
+        if not share.wait_left(stopping.STOP_SECONDS):
+            _log.warning("%s: etcd was not told in time; it goes by its TTL", share)
+
+    def _drain(self, share: SharedRegistration, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not share.wait_left(0.0):
+            self._last_command = None
+            self._sleep(min(left, _DRAIN_STEP))
+            if self._last_command == "stop":
+                share.hurry()
+                return
+
+    def _is_recycled(self) -> bool:
+        """Tell whether gunicorn is about to start a successor: its arbiter lives and listens.
+
+        On shutdown it closes its sockets before it signals the workers.
+        """
+        if self._worker is None or not self._socket_inode:
+            return False
+        parent = os.getppid()
+        return parent == self._worker.ppid and listeners.holds_socket(parent, self._socket_inode)

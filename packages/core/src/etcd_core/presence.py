@@ -1,0 +1,135 @@
+"""Which processes of this machine serve one address: a lock file that the kernel releases.
+
+Every process holds the file's shared lock while it serves. Whoever leaves and then gets the
+exclusive lock was the last one. A process that is killed leaves with its file descriptor. Owned by
+the one thread that looks after a shared registration; nothing here does network I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+
+from . import forking
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: no shared registrations
+    fcntl = None
+
+
+class Presence:
+    """This process's part in serving one address.
+
+    Args:
+        name: What is served; processes with an equal name on one machine and of one user meet.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._file_name = hashlib.sha256(name.encode()).hexdigest()[:32]
+        self._fd: int | None = None
+        forking.track(self)
+
+    @staticmethod
+    def supported() -> bool:
+        """Tell whether this platform has the lock files."""
+        return fcntl is not None
+
+    def enter(self) -> bool:
+        """Take part; return False if one is just leaving as the last: try again in a moment.
+
+        Raises:
+            OSError: The runtime directory cannot be used.
+        """
+        if self._fd is not None:
+            return True
+        assert fcntl is not None
+        path = runtime_directory() / self._file_name
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # The last one removes the file; a lock on a file that is gone meets nobody.
+            if _is_at(fd, path):
+                self._fd, fd = fd, -1
+        except BlockingIOError:
+            pass
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return self._fd is not None
+
+    @contextmanager
+    def leave(self) -> Iterator[bool]:
+        """Take part no more; gives whether nobody else does. Newcomers wait until it is left."""
+        fd, self._fd = self._fd, None
+        if fd is None or fcntl is None:
+            yield False
+            return
+        try:
+            yield _is_last(fcntl, fd)
+        finally:
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Remove the file; only inside :meth:`leave`, by the last one."""
+        with suppress(OSError):
+            (runtime_directory() / self._file_name).unlink()
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the inherited descriptor: a child must not look like a serving process."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def _is_last(flock: ModuleType, fd: int) -> bool:
+    # The kernel drops the shared lock before it tries the exclusive one, so of two processes that
+    # leave at the same time the later one gets it.
+    try:
+        flock.flock(fd, flock.LOCK_EX | flock.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def runtime_directory() -> Path:
+    """Return this user's private directory for lock files, made if need be.
+
+    Raises:
+        PermissionError: Somebody else owns the directory, or may write to it.
+    """
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if given and os.path.isdir(given) and os.stat(given).st_uid == os.getuid():
+        path = Path(given) / "etcd-core"
+    else:
+        path = Path(tempfile.gettempdir()) / f"etcd-core-{os.getuid()}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{path} must be a directory that only its owner can write to")
+    return path
+
+
+def machine_id() -> str:
+    """Return what tells this machine, or container, and user from others that share an etcd."""
+    parts = [os.uname().nodename, str(os.getuid())]
+    with suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text().strip())
+    return "/".join(parts)

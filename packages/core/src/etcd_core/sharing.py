@@ -1,0 +1,549 @@
+"""One registry entry for an address, kept by all the processes of a machine that serve it.
+
+The processes put the same key under the same lease, whose id follows from the key and the machine,
+and all of them keep it alive; the last one to leave revokes it. So workers may come, go and be
+killed without a gap. Who is the last one is decided by a lock file (:mod:`.presence`).
+
+The thread ``etcd-share`` owns all state; the watch and the keep-alive thread only post to its
+inbox. The last writer wins: a value on the shared lease is never written back, so that a rolling
+restart with new metadata does not become a war.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from . import forking, signals
+from .config import UNSET, Timeout
+from .descriptor import Descriptor
+from .engine import Engine, Scope
+from .errors import (
+    ClosedError,
+    Conflict,
+    DecodeError,
+    EtcdError,
+    LeaseLost,
+    PermissionDenied,
+    RequestTimeout,
+)
+from .keys import prefix_range_end, service_key, services_prefix
+from .lease import Lease, normalise_ttl
+from .mirror import read_range
+from .presence import Presence, machine_id
+from .watch import Delivery, Ended, Events, Watch
+from .wire import messages as pb
+from .wire.channel import Backoff
+from .wire.rpc import LEASE_REVOKE, OWN_TXN
+
+_log = logging.getLogger("etcd_core.registry")
+
+DEFAULT_TTL = 15.0
+DRAINING = "draining"
+_REVOKE_SECONDS = 1.5
+_ENTER_PAUSE = 0.02
+_DENIED_PAUSE = 5.0
+
+
+class _Answer:
+    """What a caller in another thread waits for."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._error: EtcdError | None = None
+
+    def give(self, error: EtcdError | None = None) -> None:
+        self._error = error
+        self._done.set()
+
+    def wait(self, what: str, seconds: float | None) -> None:
+        if not self._done.wait(seconds):
+            raise RequestTimeout(f"{what}: no answer in time")
+        if self._error is not None:
+            raise self._error
+
+
+class SharedRegistration:
+    """This process's part in one registry entry. Safe to use from any thread.
+
+    After ``fork()`` it stays the parent's: in the child it is not registered and does nothing.
+
+    Args:
+        scope: The client's engine and holdings.
+        descriptor: What to register; processes with an equal name and id share the entry.
+        ttl: Seconds after which etcd removes the entry if all the processes die; default 15.
+    """
+
+    def __init__(self, scope: Scope, descriptor: Descriptor, ttl: float | None = None) -> None:
+        descriptor.validate()
+        self._scope = scope
+        self._engine = scope.engine
+        self._ttl = normalise_ttl("register", ttl, DEFAULT_TTL)
+        key = service_key(scope.engine.prefix, descriptor.name, descriptor.id)
+        self._key = key.encode()
+        self._what = f"register {key!r}"
+        self._info = descriptor
+        self._lease_id = _lease_id(key)
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="etcd-share", daemon=True)
+        self._ended = threading.Event()
+        self._hurry = threading.Event()
+        self._over = ""
+        self._in_place = False
+        # Below: owned by the thread.
+        self._presence = Presence(f"{','.join(sorted(scope.engine.config.endpoints))} {key}")
+        self._lease: Lease | None = None
+        self._watch: Watch | None = None
+        self._insist = True
+        self._seen = 0
+        self._retry_at: float | None = 0.0
+        self._lost = False
+        self._complained = False
+        self._registered_once = False
+        self._backoff = Backoff(base=0.05, cap=10.0)
+        forking.track(self)
+
+    # -- any thread ----------------------------------------------------------------------------
+
+    @property
+    def info(self) -> Descriptor:
+        """What is registered, with the updates made so far, here or by another process."""
+        return self._info
+
+    @property
+    def lease_id(self) -> int:
+        """The lease that the processes share."""
+        return self._lease_id
+
+    @property
+    def registered(self) -> bool:
+        """Whether the entry is in place as far as this process knows. No I/O."""
+        lease = self._lease
+        return not self._over and self._in_place and lease is not None and lease.alive()
+
+    @property
+    def lease_remaining(self) -> float:
+        """Seconds the entry lives on if no renewal is answered any more."""
+        lease = self._lease
+        return max(0.0, lease.remaining) if lease is not None and not self._over else 0.0
+
+    def start(self) -> None:
+        """Begin to register, in the background and for as long as it takes.
+
+        Raises:
+            ClosedError: The client is closed.
+        """
+        self._scope.hold(self, self._what)
+        self._thread.start()
+
+    def update(
+        self,
+        address: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: Timeout = UNSET,
+    ) -> None:
+        """Change the entry for all the processes that share it. Blocks.
+
+        While the entry is being repaired this sets what the repair writes.
+
+        Args:
+            address: The new address; None keeps it.
+            metadata: The new metadata, all of it; None keeps it.
+            timeout: Seconds to wait for etcd.
+
+        Raises:
+            InvalidArgument: The new value is unusable; nothing changed.
+            ClosedError: This process has left the share.
+            Conflict: Another machine has taken the id.
+            EtcdError: etcd could not be reached or refused; it is tried again until it holds.
+        """
+        self._check_usable()
+        info = replace(
+            self._info,
+            address=self._info.address if address is None else address,
+            metadata=self._info.metadata if metadata is None else metadata,
+        )
+        info.validate()
+        answer = _Answer()
+        self._inbox.put(lambda: self._change(info, answer))
+        self._await(answer, timeout)
+
+    def deregister(self, timeout: Timeout = UNSET) -> None:
+        """Leave the share; the entry goes if this was the last process. Blocks; idempotent.
+
+        Raises:
+            RequestTimeout: It took longer than ``timeout``; it goes on in the background.
+        """
+        self.leave(timeout=timeout)
+
+    def leave(self, *, keep_entry: bool = False, timeout: Timeout = UNSET) -> None:
+        """As :meth:`deregister`; with ``keep_entry`` a last one leaves the entry to its TTL.
+
+        That is for a worker whose successor is about to start.
+        """
+        self.begin_leaving(keep_entry=keep_entry)
+        if not self.wait_left(self._seconds(timeout)):
+            raise RequestTimeout(f"deregister {self._key.decode()!r}: still under way")
+
+    def begin_leaving(self, *, keep_entry: bool = False, drain: float = 0.0) -> None:
+        """Leave in the background. Idempotent, does not block. Before the start: start to leave.
+
+        Args:
+            keep_entry: As :meth:`leave`.
+            drain: Seconds to go on for; the last process marks the entry as draining meanwhile, and
+                the others are kept for it, since callers still come.
+        """
+        self._inbox.put(lambda: self._leave(keep_entry, drain))
+
+    def hurry(self) -> None:
+        """Cut a drain short."""
+        self._hurry.set()
+
+    def wait_left(self, seconds: float | None) -> bool:
+        """Wait until this process has left; tell whether it has."""
+        return self._ended.wait(seconds)
+
+    def close_with_client(self, timeout: float) -> None:
+        """Leave because the client is closed."""
+        self.leave(timeout=timeout)
+
+    def __repr__(self) -> str:
+        """Return the key and whether it is in place."""
+        state = self._over or ("registered" if self.registered else "being registered")
+        return f"<SharedRegistration {self._key.decode()!r} {state}>"
+
+    def after_fork_in_child(self) -> None:
+        """Become nobody's: the share is the parent's."""
+        self._over = "forked"
+        self._ended = threading.Event()
+        self._ended.set()
+
+    def _seconds(self, timeout: Timeout) -> float | None:
+        deadline = self._engine.channel.deadline(timeout)
+        left = deadline - time.monotonic()
+        return left if left < threading.TIMEOUT_MAX else None
+
+    def _await(self, answer: _Answer, timeout: Timeout) -> None:
+        answer.wait(self._what, self._seconds(timeout))
+
+    def _check_usable(self) -> None:
+        if self._over == "replaced":
+            raise Conflict(f"{self._what}: another live process holds the id")
+        if self._over:
+            raise ClosedError(f"{self._what}: the registration has ended ({self._over})")
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._over:
+                self._step()
+        finally:
+            self._scope.let_go(self)
+            self._ended.set()
+
+    def _step(self) -> None:
+        try:
+            self._next_action()()
+        except ClosedError:
+            self._leave(keep_entry=True, drain=0.0)
+        except Exception:
+            _log.exception("%s: looking after it failed; trying again", self._what)
+            self._retry_later()
+
+    def _next_action(self) -> Callable[[], object]:
+        wait = None if self._retry_at is None else max(0.0, self._retry_at - time.monotonic())
+        try:
+            return self._inbox.get(timeout=wait)
+        except queue.Empty:
+            return self._settle
+
+    def _retry_later(self) -> None:
+        self._retry_at = time.monotonic() + self._backoff.next()
+
+    def _settle(self) -> EtcdError | None:
+        """Make etcd hold the entry; on failure come back later, for ever. Returns the failure."""
+        try:
+            if not self._presence.enter():
+                self._retry_at = time.monotonic() + _ENTER_PAUSE
+                return None
+            settled = self._place()
+        except ClosedError:
+            raise
+        except LeaseLost as exc:
+            # It expired just now: the next round takes a fresh one.
+            self._drop_lease()
+            self._retry_later()
+            return exc
+        except (EtcdError, OSError) as exc:
+            self._complain(exc)
+            self._retry_later()
+            return exc if isinstance(exc, EtcdError) else None
+        self._retry_at = None
+        if not settled:
+            self._retry_later()
+        return None
+
+    def _complain(self, exc: Exception) -> None:
+        if self._complained:
+            _log.debug("%s: trying again: %s", self._what, exc)
+            return
+        self._complained = True
+        _log.warning("%s: not in place, trying again: %s", self._what, exc)
+
+    def _place(self) -> bool:
+        """Write the key where need be; return False if what is there must be written over."""
+        epoch = self._engine.channel.store.epoch
+        lease = self._living_lease()
+        answer = self._engine.channel.unary(
+            OWN_TXN, self._request(lease), what=self._what, idempotent=True
+        )
+        revision = self._seen = answer.header.revision
+        if not answer.responses[0].HasField("response_range"):
+            if not self._insist:
+                self._note_loss("missing")
+            self._written()
+        else:
+            kvs = answer.responses[0].response_range.kvs
+            if not kvs or not self._judge(kvs[0]):
+                self._insist = True
+                return False
+        if self._watch is None and not self._over:
+            self._follow(revision + 1, epoch)
+        return True
+
+    def _request(self, lease: Lease) -> pb.TxnRequest:
+        """Return the write: ours where we insist, else only if nothing is there."""
+        put = pb.RequestOp(
+            request_put=pb.PutRequest(key=self._key, value=self._info.encode(), lease=lease.id)
+        )
+        look = pb.RequestOp(request_range=pb.RangeRequest(key=self._key))
+        if not self._insist:
+            absent = pb.Compare(
+                key=self._key, target=pb.Compare.CREATE, result=pb.Compare.EQUAL, create_revision=0
+            )
+            return pb.TxnRequest(compare=[absent], success=[put], failure=[look])
+        same = [
+            pb.Compare(
+                key=self._key,
+                target=pb.Compare.VALUE,
+                result=pb.Compare.EQUAL,
+                value=self._info.encode(),
+            ),
+            pb.Compare(
+                key=self._key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease.id
+            ),
+        ]
+        return pb.TxnRequest(compare=same, success=[look], failure=[put])
+
+    def _judge(self, kv: pb.KeyValue) -> bool:
+        """Take in what the key holds; return False if it must be written again."""
+        try:
+            info = Descriptor.decode(kv.value, self._key.decode())
+        except DecodeError:
+            return False
+        if kv.lease == self._lease_id:
+            self._info = info
+            self._written()
+            return True
+        if kv.lease:
+            self._replaced()
+            return True
+        return False
+
+    def _written(self) -> None:
+        self._insist = False
+        self._in_place = True
+        self._complained = False
+        self._backoff.reset()
+        repaired, self._lost = self._lost, False
+        if repaired or not self._registered_once:
+            _log.info("%s: %s", self._what, "registered again" if repaired else "in place")
+            self._registered_once = True
+            self._engine.announce(
+                signals.service_registered, self, info=self._info, repaired=repaired
+            )
+
+    def _living_lease(self) -> Lease:
+        lease = self._lease
+        if lease is not None and lease.alive():
+            return lease
+        self._drop_lease()
+        lease = self._engine.keeper.adopt(self._lease_id, self._ttl, what=self._what)
+        self._lease = lease
+        lease.when_lost(lambda reason: self._inbox.put(lambda: self._on_lease_lost(lease, reason)))
+        return lease
+
+    def _drop_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.forget_callbacks()
+            self._engine.keeper.drop(lease)
+
+    def _follow(self, revision: int, epoch: int) -> None:
+        def post(delivery: Delivery) -> None:
+            self._inbox.put(lambda: self._on_delivery(watch, delivery))
+
+        watch = self._engine.hub.watch(self._key, post, start_revision=revision, epoch=epoch)
+        self._watch = watch
+
+    def _unfollow(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+
+    def _on_lease_lost(self, lease: Lease, reason: str) -> None:
+        if lease is self._lease:
+            self._note_loss(f"lease {reason}")
+            self._settle()
+
+    def _on_delivery(self, watch: Watch, delivery: Delivery) -> None:
+        if watch is not self._watch:
+            return
+        if isinstance(delivery, Events):
+            # Only the newest state counts, and only what we do not know yet.
+            event = delivery.events[-1]
+            if event.kv.mod_revision <= self._seen:
+                return
+            self._seen = event.kv.mod_revision
+            if event.type == pb.Event.DELETE:
+                self._note_loss("deleted")
+                self._settle()
+            elif not self._judge(event.kv):
+                self._note_loss("overwritten")
+                self._insist = True
+                self._settle()
+        elif isinstance(delivery, Ended) and not isinstance(delivery.error, ClosedError):
+            # Compacted or reset: the next round reads the key and watches from there.
+            self._watch = None
+            self._retry_later()
+            if isinstance(delivery.error, PermissionDenied):
+                # Until somebody changes the rights there is nothing to hurry for.
+                self._retry_at = time.monotonic() + _DENIED_PAUSE
+
+    def _note_loss(self, reason: str) -> None:
+        self._in_place = False
+        if self._lost or self._over:
+            return
+        self._lost = True
+        _log.warning("%s: lost (%s); registering again", self._what, reason)
+        self._engine.announce(signals.registration_lost, self, info=self._info, reason=reason)
+
+    def _replaced(self) -> None:
+        _log.warning("%s: another live process has taken the id; not repaired", self._what)
+        self._over = "replaced"
+        self._engine.announce(signals.registration_lost, self, info=self._info, reason="replaced")
+        self._let_go(keep_entry=False)
+
+    def _change(self, info: Descriptor, answer: _Answer) -> None:
+        self._info = info
+        self._insist = True
+        if self._lost:
+            answer.give()
+            self._settle()
+            return
+        answer.give(self._settle())
+
+    def _leave(self, keep_entry: bool, drain: float) -> None:
+        if not self._over:
+            self._over = "left"
+            self._let_go(keep_entry=keep_entry, drain=drain)
+
+    def _let_go(self, *, keep_entry: bool, drain: float = 0.0) -> None:
+        self._in_place = False
+        self._unfollow()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.forget_callbacks()
+        self._try_to_enter()
+        # Newcomers wait at the lock file while the last one leaves, so nobody adopts the lease.
+        with self._presence.leave() as last:
+            ends = last and not keep_entry
+            if drain:
+                self._drain(drain, announce=ends)
+            if lease is not None:
+                self._engine.keeper.drop(lease)
+            if ends:
+                self._revoke()
+            if last:
+                self._presence.remove()
+
+    def _try_to_enter(self) -> None:
+        """Take part if we do not yet: a recycled predecessor may have left the entry to us."""
+        with suppress(OSError):
+            self._presence.enter()
+
+    def _revoke(self) -> None:
+        request = pb.LeaseRevokeRequest(ID=self._lease_id)
+        try:
+            self._engine.channel.unary(
+                LEASE_REVOKE, request, what=f"de{self._what}", timeout=_REVOKE_SECONDS
+            )
+        except LeaseLost:
+            pass
+        except EtcdError as exc:
+            _log.debug("%s: the entry is left to expire: %s", self._what, exc)
+            return
+        if self._over == "left":
+            self._engine.announce(signals.service_deregistered, self, info=self._info)
+
+    def _drain(self, seconds: float, *, announce: bool) -> None:
+        if announce:
+            try:
+                write_draining(self._engine, self._key, self._info, self._lease_id)
+            except EtcdError as exc:
+                _log.warning("%s: could not be marked as draining: %s", self._what, exc)
+        self._hurry.wait(seconds)
+
+
+def write_draining(engine: Engine, key: bytes, info: Descriptor, lease_id: int) -> bool:
+    """Mark an entry as draining if it still hangs on ``lease_id``; tell whether it did. Blocks."""
+    draining = replace(info, metadata={**info.metadata, "status": DRAINING})
+    put = pb.PutRequest(key=key, value=draining.encode(), lease=lease_id)
+    request = pb.TxnRequest(
+        compare=[
+            pb.Compare(key=key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease_id)
+        ],
+        success=[pb.RequestOp(request_put=put)],
+    )
+    what = f"drain {key.decode()!r}"
+    return engine.channel.unary(OWN_TXN, request, what=what, timeout=_REVOKE_SECONDS).succeeded
+
+
+def drain_here(scope: Scope, name: str) -> list[Descriptor]:
+    """Mark the entries that processes of this machine and user share as draining. Blocks.
+
+    For a hook that runs before the server is told to stop.
+
+    Returns:
+        The entries marked.
+
+    Raises:
+        EtcdError: etcd could not be reached or refused.
+    """
+    start = services_prefix(scope.engine.prefix, name).encode()
+    found = read_range(scope.engine.channel, start, prefix_range_end(start), what=f"drain {name!r}")
+    marked = []
+    for entry in found.entries.values():
+        lease_id = _lease_id(entry.key.decode())
+        if entry.lease != lease_id:
+            continue
+        info = Descriptor.decode(entry.value, entry.key.decode())
+        if write_draining(scope.engine, entry.key, info, lease_id):
+            marked.append(info)
+    return marked
+
+
+def _lease_id(key: str) -> int:
+    """Return the lease that all processes of this machine use for ``key``.
+
+    Its TTL is not part of it: a changed TTL must not make two leases of one entry fight.
+    """
+    digest = hashlib.sha256(f"{key}\0{machine_id()}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1 or 1

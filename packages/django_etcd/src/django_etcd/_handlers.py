@@ -1,0 +1,76 @@
+"""Hooks into Django's WSGI and ASGI handlers: building one is what tells a server from a command.
+
+Patches two classes once per process, before ``get_wsgi_application()`` builds a handler. Runs in
+whichever thread builds or calls the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+
+from etcd_core.hosting import stopping
+
+from ._state import current_host, in_live_test_server
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_hooked = False
+
+
+def hook_in() -> None:
+    """Have the service host armed whenever a handler is built. Idempotent."""
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    _arm_when_built(WSGIHandler)
+    _arm_when_built(ASGIHandler)
+    _answer_lifespan()
+
+
+def _arm_when_built(handler: type[WSGIHandler] | type[ASGIHandler]) -> None:
+    build = handler.__init__
+
+    @functools.wraps(build)
+    def build_and_arm(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if not in_live_test_server():
+            current_host().arm()
+
+    handler.__init__ = build_and_arm  # type: ignore[method-assign]
+
+
+def _answer_lifespan() -> None:
+    """Serve ASGI's lifespan protocol, which Django refuses: it runs in the server's own loop."""
+    call = ASGIHandler.__call__
+
+    @functools.wraps(call)
+    async def call_or_live(
+        self: ASGIHandler, scope: _Scope, receive: _Receive, send: _Send
+    ) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        else:
+            await call(self, scope, receive, send)  # type: ignore[arg-type]
+
+    ASGIHandler.__call__ = call_or_live  # type: ignore[method-assign, assignment]
+
+
+async def _live(receive: _Receive, send: _Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            stopping.claim_sigterm()
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await asyncio.to_thread(current_host().deregister)
+            await send({"type": "lifespan.shutdown.complete"})
+            return

@@ -1,0 +1,43 @@
+"""Management commands that run on one process of the fleet."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand
+
+from etcd_core.tasks import leader_only
+
+
+class LeaderOnlyCommand(BaseCommand):
+    """A management command that only the leader runs; elsewhere it does nothing and exits with 0.
+
+    For cron on every machine. Write ``handle_as_leader`` in place of ``handle``.
+
+    Example:
+        >>> class Command(LeaderOnlyCommand):
+        ...     election = "nightly-report"
+        ...
+        ...     def handle_as_leader(self, *args, **options):
+        ...         ...
+    """
+
+    election: ClassVar[str] = ""
+    ttl: ClassVar[float] = 15.0
+
+    def handle(self, *args: Any, **options: Any) -> str | None:
+        """Run ``handle_as_leader`` if this process leads.
+
+        Raises:
+            ImproperlyConfigured: The class names no election.
+        """
+        if not self.election:
+            raise ImproperlyConfigured(f"{type(self).__module__}: set Command.election")
+        guard = leader_only(self.election, ttl=self.ttl, default=None)
+        result: str | None = guard(self.handle_as_leader)(*args, **options)
+        return result
+
+    def handle_as_leader(self, *args: Any, **options: Any) -> str | None:
+        """Do the work; runs in one process of the fleet at a time."""
+        raise NotImplementedError("subclasses of LeaderOnlyCommand provide handle_as_leader()")

@@ -1,0 +1,26 @@
+"""``manage.py etcd ...``: the same commands as ``flask etcd ...``."""
+
+from __future__ import annotations
+
+from django.core.management.base import BaseCommand, CommandError
+
+from ..._state import current_host
+
+
+class Command(BaseCommand):
+    """Hands its arguments to the click group of etcd-core."""
+
+    help = "Look at what this application has in etcd: services, leaders, locks, config, doctor."
+    requires_system_checks = ()
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run a sub-command of the group; exits as click does."""
+        try:
+            from etcd_core.cli import build_group
+        except ImportError as exc:
+            raise SystemExit("manage.py etcd needs click: pip install 'etcd-core[cli]'") from exc
+        build_group(current_host).main(args=argv[2:], prog_name=f"{argv[0]} etcd")
+
+    def handle(self, *args: object, **options: object) -> None:
+        """Refuse ``call_command``: the functions of ``etcd_core.inventory`` are for code."""
+        raise CommandError("run it from the command line, or use etcd_core.inventory")

@@ -1,0 +1,1 @@
+"""No tables, only the state of the unmanaged model."""

@@ -1,0 +1,238 @@
+"""The Flask extension. Holds no etcd logic: one service host per application does the work."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
+
+from flask import Blueprint, Flask, abort, current_app, has_app_context
+from typing_extensions import Never
+
+from etcd_core.errors import InvalidConfig
+from etcd_core.hosting import HostOptions, ServiceHost, process
+from etcd_core.hosting.health import check
+from etcd_core.hosting.options import OPTIONS
+from etcd_core.statuspage import STYLE, collect, render
+from etcd_core.tasks import LeaderGuard, leader_only, set_default_client
+
+from .signals import forward
+
+if TYPE_CHECKING:
+    from etcd_core import Client, ServiceView
+    from etcd_core.sharing import SharedRegistration
+
+D = TypeVar("D")
+
+EXTENSION = "etcd"
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>etcd</title>
+<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="10">
+<style>body {{ font: 16px system-ui, sans-serif; margin: 1.5em; }}{style}</style></head>
+<body><h1>etcd</h1>{fragment}</body></html>
+"""
+PREFIX = "ETCD_"
+
+
+class Etcd:
+    """etcd for a Flask application. Safe to use from any thread; nothing is sent before it is used.
+
+    State lives in ``app.extensions["etcd"]``, so one object serves several applications. Outside an
+    application context (a scheduler's thread) it means its only application.
+
+    Args:
+        app: The application; or call :meth:`init_app` later.
+
+    Example:
+        >>> etcd = Etcd()
+        >>> def create_app():
+        ...     app = Flask(__name__)
+        ...     app.config.update(ETCD_ENDPOINTS=["127.0.0.1:2379"], ETCD_SERVICE_NAME="billing")
+        ...     etcd.init_app(app)
+        ...     return app
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._hosts: weakref.WeakSet[ServiceHost] = weakref.WeakSet()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Configure from ``app.config`` and register the service once this process serves.
+
+        Does no I/O. Set the options before, all named ``ETCD_...``.
+
+        Raises:
+            InvalidConfig: An option is unusable.
+        """
+        host = ServiceHost(_read_options(app), may_serve=lambda: not app.testing)
+        app.extensions[EXTENSION] = host
+        self._hosts.add(host)
+        forward(app, host)
+        set_default_client(lambda: self.client)
+        _add_commands(app, host)
+        # Other commands load the application too; the command line alone knows which it is.
+        if process.flask_command() in (None, "run"):
+            host.arm()
+
+    def health_blueprint(self, name: str = "etcd") -> Blueprint:
+        """Return a blueprint with ``/health``: 200 while this process is ready, else 503.
+
+        It tells what this process knows, as JSON, and asks etcd nothing.
+
+        Example:
+            >>> app.register_blueprint(etcd.health_blueprint(), url_prefix="/etcd")
+        """
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.get("/health")
+        def health() -> tuple[dict[str, object], int]:
+            found = check(self._host())
+            return found.details, 200 if found.ready else 503
+
+        return blueprint
+
+    def status_blueprint(self, guard: Callable[[], bool], name: str = "etcd_status") -> Blueprint:
+        """Return a blueprint with a page of all services, elections, locks and configurations.
+
+        Read-only; settings that look like secrets are masked; reloads itself.
+
+        Args:
+            guard: Called in each request; the page is refused with 403 unless it returns True.
+            name: The blueprint's name.
+
+        Example:
+            >>> page = etcd.status_blueprint(guard=lambda: current_user.is_admin)
+            >>> app.register_blueprint(page, url_prefix="/admin/etcd")
+        """
+        blueprint = Blueprint(name, __name__)
+
+        @blueprint.get("/")
+        def status() -> str:
+            if guard() is not True:
+                abort(403)
+            return _PAGE.format(style=STYLE, fragment=render(collect(self.client)))
+
+        return blueprint
+
+    @property
+    def client(self) -> Client:
+        """This process's client of the current application. No I/O; do not close it."""
+        return self._host().client
+
+    @property
+    def registration(self) -> SharedRegistration | None:
+        """This process's part in the registry entry; None while this process does not serve."""
+        return self._host().registration
+
+    def ready(self, ready: bool) -> None:
+        """Take this process out of the registry entry, or back in. Does not block.
+
+        The entry stays while another worker of the server is ready.
+        """
+        self._host().ready(ready)
+
+    def services(self, name: str) -> ServiceView:
+        """Return the live view of a service; the first call waits for the first snapshot.
+
+        Example:
+            >>> etcd.services("billing").pick().address
+            '10.0.0.5:8080'
+        """
+        return self.client.services(name)
+
+    @overload
+    def leader_only(
+        self,
+        name: str,
+        *,
+        identity: str | None = None,
+        ttl: float = 15.0,
+        otherwise: Literal["skip"] = "skip",
+        default: None = None,
+        min_remaining: float = 0.0,
+    ) -> LeaderGuard[None]: ...
+
+    @overload
+    def leader_only(
+        self,
+        name: str,
+        *,
+        identity: str | None = None,
+        ttl: float = 15.0,
+        otherwise: Literal["skip"] = "skip",
+        default: D,
+        min_remaining: float = 0.0,
+    ) -> LeaderGuard[D]: ...
+
+    @overload
+    def leader_only(
+        self,
+        name: str,
+        *,
+        identity: str | None = None,
+        ttl: float = 15.0,
+        otherwise: Literal["raise", "wait"],
+        wait: float | None = None,
+        min_remaining: float = 0.0,
+    ) -> LeaderGuard[Never]: ...
+
+    def leader_only(
+        self,
+        name: str,
+        *,
+        identity: str | None = None,
+        ttl: float = 15.0,
+        otherwise: Literal["skip", "raise", "wait"] = "skip",
+        wait: float | None = None,
+        default: object = None,
+        min_remaining: float = 0.0,
+    ) -> LeaderGuard[object]:
+        """As :func:`etcd_core.leader_only`, with this extension's client."""
+        guard: LeaderGuard[object] = leader_only(  # type: ignore[call-overload]
+            name,
+            client=lambda: self.client,
+            identity=identity,
+            ttl=ttl,
+            otherwise=otherwise,
+            wait=wait,
+            default=default,
+            min_remaining=min_remaining,
+        )
+        return guard
+
+    def _host(self) -> ServiceHost:
+        if has_app_context():
+            host = current_app.extensions.get(EXTENSION)
+            if isinstance(host, ServiceHost):
+                return host
+        known = list(self._hosts)
+        if len(known) == 1:
+            return known[0]
+        raise RuntimeError(
+            "Etcd: no application; call init_app(app) first"
+            if not known
+            else "Etcd: several applications use it; push an application context"
+        )
+
+
+def _add_commands(app: Flask, host: ServiceHost) -> None:
+    try:
+        from etcd_core.cli import build_group
+    except ImportError:
+        return
+    app.cli.add_command(build_group(lambda: host))
+
+
+def _read_options(app: Flask) -> HostOptions:
+    given = {
+        name.removeprefix(PREFIX): value
+        for name, value in app.config.items()
+        if name.startswith(PREFIX)
+    }
+    # Dynaconf's Flask extension puts its own options beside ours.
+    own = {name: value for name, value in given.items() if not name.endswith("_FOR_DYNACONF")}
+    unknown = sorted(set(own) - OPTIONS)
+    if unknown:
+        raise InvalidConfig(f"{PREFIX}{unknown[0]} is not an option of flask-etcd")
+    return HostOptions.parse(own, label=PREFIX)

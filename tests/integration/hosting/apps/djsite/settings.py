@@ -1,0 +1,53 @@
+import logging
+import os
+
+logging.basicConfig()
+logging.getLogger("etcd_core").setLevel("INFO")
+
+SECRET_KEY = "test"
+DEBUG = os.environ.get("TEST_DEBUG") == "1"
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "djsite.urls"
+WSGI_APPLICATION = "djsite.wsgi.application"
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django_etcd",
+    "djsite",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "static/"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+USE_TZ = True
+TEST_RUNNER = "django.test.runner.DiscoverRunner"
+ETCD = {
+    "ENDPOINTS": os.environ["TEST_ENDPOINTS"],
+    "PREFIX": os.environ["TEST_PREFIX"],
+    "SERVICE_NAME": os.environ["TEST_SERVICE"],
+    "SERVICE_METADATA": {"framework": "django"},
+    "SERVICE_TTL": os.environ.get("TEST_TTL", "60"),
+    "TIMEOUT": 2,
+}
+for _name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN"):
+    if f"TEST_{_name}" in os.environ:
+        ETCD[_name] = os.environ[f"TEST_{_name}"]

@@ -1,0 +1,24 @@
+import os
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+
+import django_etcd
+
+
+def hello(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"pid": os.getpid()})
+
+
+def registered(request: HttpRequest) -> HttpResponse:
+    registration = django_etcd.registration()
+    return JsonResponse({"registered": registration is not None and registration.registered})
+
+
+urlpatterns = [
+    path("", hello),
+    path("registered", registered),
+    path("admin/", admin.site.urls),
+    path("etcd/", include("django_etcd.urls")),
+]

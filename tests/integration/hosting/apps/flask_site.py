@@ -1,0 +1,82 @@
+import atexit
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import click
+from flask import Flask, request
+
+from flask_etcd import Etcd
+
+logging.basicConfig()
+logging.getLogger("etcd_core").setLevel("INFO")
+
+etcd = Etcd()
+
+
+def run_children() -> list[int]:
+    """Every way a worker makes a child; each child ends at once."""
+    codes = [subprocess.run([sys.executable, "-c", ""], preexec_fn=int).returncode]
+    codes.append(subprocess.run(["true"]).returncode)
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    codes.append(child.exitcode or 0)
+    pid = os.fork()
+    if pid == 0:
+        atexit._run_exitfuncs()
+        os._exit(0)
+    codes.append(os.waitpid(pid, 0)[1])
+    return codes
+
+
+def create_app() -> Flask:
+    app = Flask(__name__)
+    app.config.update(
+        ETCD_ENDPOINTS=os.environ["TEST_ENDPOINTS"],
+        ETCD_PREFIX=os.environ["TEST_PREFIX"],
+        ETCD_SERVICE_NAME=os.environ["TEST_SERVICE"],
+        ETCD_SERVICE_METADATA={"framework": "flask"},
+        ETCD_SERVICE_TTL=os.environ.get("TEST_TTL", "60"),
+        ETCD_TIMEOUT=2,
+    )
+    for name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN"):
+        if f"TEST_{name}" in os.environ:
+            app.config[f"ETCD_{name}"] = os.environ[f"TEST_{name}"]
+    etcd.init_app(app)
+    app.register_blueprint(etcd.health_blueprint(), url_prefix="/etcd")
+
+    page = etcd.status_blueprint(guard=lambda: request.args.get("who") == "admin")
+    app.register_blueprint(page, url_prefix="/status")
+
+    @app.get("/")
+    def hello() -> dict[str, int]:
+        return {"pid": os.getpid()}
+
+    @app.get("/registered")
+    def registered() -> dict[str, bool]:
+        registration = etcd.registration
+        return {"registered": registration is not None and registration.registered}
+
+    @app.get("/ready/<state>")
+    def ready(state: str) -> dict[str, int]:
+        etcd.ready(state == "yes")
+        return {"pid": os.getpid()}
+
+    @app.get("/children")
+    def children() -> dict[str, list[int]]:
+        return {"codes": run_children()}
+
+    @app.cli.command("hello")
+    def hello_command() -> None:
+        click.echo("hello")
+
+    return app
+
+
+app = create_app()
+
+if __name__ == "__main__":
+    app.run(port=int(os.environ["TEST_PORT"]), debug=os.environ.get("TEST_DEBUG") == "1")

@@ -1,0 +1,178 @@
+"""``manage.py etcd``, ``flask etcd``, the health endpoints, and leader-only commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import CliRunner
+
+from etcd_core import Client, Descriptor
+from etcd_core.cli import build_group
+from etcd_core.hosting import HostOptions, ServiceHost
+from etcd_core.testing import eventually
+from serving import Registry, ServerProcess, Start
+
+pytestmark = pytest.mark.timeout(180)
+
+FLASK = ["-m", "flask", "etcd"]
+DJANGO = ["-m", "django", "etcd"]
+
+
+@pytest.fixture
+def client(registry: Registry) -> Client:
+    return registry.client
+
+
+def run(start: Start, *command: str, code: int = 0, **env: str) -> str:
+    process = start(*command, **env)
+    assert process.process.wait(120) == code, process.output
+    return process.output
+
+
+Ask = Callable[..., str]
+
+
+@pytest.fixture
+def ask(registry: Registry) -> Iterator[Ask]:
+    """Runs the group in this process; the way it is mounted is tested apart."""
+    hosts: list[ServiceHost] = []
+
+    def run_group(*words: str, code: int = 0, endpoint: str = registry.endpoint) -> str:
+        options = HostOptions.parse(
+            {"ENDPOINTS": endpoint, "PREFIX": registry.prefix, "TIMEOUT": 2}
+        )
+        hosts.append(ServiceHost(options))
+        result = CliRunner().invoke(build_group(lambda: hosts[-1]), words)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result.output
+
+    yield run_group
+    for host in hosts:
+        host.close()
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        pytest.param(FLASK, id="flask"),
+        pytest.param(DJANGO, id="django", marks=pytest.mark.slow),
+    ],
+)
+def test_group_is_mounted(start: Start, mount: list[str], client: Client) -> None:
+    with client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
+        shown = json.loads(run(start, *mount, "services", "pay", "--json"))
+    assert [(row["id"], row["address"]) for row in shown] == [("pay-1", "10.0.0.1:80")]
+
+
+def test_group_shows_what_is_there(ask: Ask, client: Client) -> None:
+    client.config_source("app").save({"db": {"password": "hunter2", "host": "db1"}})
+    me = Descriptor(name="pay", id="pay-1", address="10.0.0.1:80", metadata={"zone": "a"})
+    with client.register(me), client.lock("nightly"), client.campaign("chief", "me"):
+        assert "zone=a" in ask("services")
+        assert ask("services", "other") == "nothing\n"
+        (leader,) = json.loads(ask("leaders", "--json"))
+        assert (leader["name"], leader["holder"], leader["waiting"]) == ("chief", "me", 0)
+        (lock,) = json.loads(ask("locks", "--json"))
+        assert (lock["name"], lock["waiting"]) == ("nightly", 0)
+    (stored,) = json.loads(ask("config", "--json"))
+    assert (stored["name"], stored["leaves"]) == ("app", 2)
+    settings = ask("config", "app")
+    assert "db1" in settings
+    assert "hunter2" not in settings
+
+
+def test_errors_are_one_line(ask: Ask) -> None:
+    assert ask("config", "missing", code=1).startswith("Error: ")
+    assert "etcd cannot be reached" in ask("services", code=1, endpoint="127.0.0.1:1")
+
+
+def test_doctor(ask: Ask) -> None:
+    assert ask("doctor").count("ok ") == 2
+    assert ask("doctor", code=1, endpoint="127.0.0.1:1").count("FAILED") == 2
+
+
+@pytest.mark.slow
+def test_watch_follows_until_interrupted(start: Start, registry: Registry) -> None:
+    watching = start(*FLASK, "watch", "pay")
+    eventually(lambda: watching.process.poll() is None, message="runs")
+    with registry.client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
+        eventually(lambda: "added     pay-1 10.0.0.1:80" in watching.output, 30)
+    eventually(lambda: "removed   pay-1" in watching.output, 30)
+    assert watching.stop(signal.SIGINT) == 0, watching.output
+
+
+def test_drain_command_marks_the_running_server(start: Start, registry: Registry) -> None:
+    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT djsite.wsgi:application")
+    assert "draining shop" in run(start, *DJANGO, "drain", "--seconds", "0")
+    assert registry.metadata() == [{"framework": "django", "status": "draining"}]
+    assert server.stop() == 0
+    registry.wait_for()
+    assert registry.kinds() == ["added", "modified", "removed"]
+
+
+def serving(start: Start, registry: Registry, command: str, **env: str) -> ServerProcess:
+    server = start(*command.split(), **env)
+    server.wait_serving()
+    registry.wait_for(f"127.0.0.1:{server.port}")
+    return server
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        "djsite.wsgi:application",
+        pytest.param("flask_site:create_app()", marks=pytest.mark.slow),
+    ],
+)
+def test_health(start: Start, registry: Registry, app: str) -> None:
+    server = serving(start, registry, f"-m gunicorn -b 127.0.0.1:PORT {app}")
+    found = eventually(lambda: json.loads(server.get("/etcd/health")), message="healthy")
+    assert found["status"] == "ok"
+    assert found["etcd"]["connected"] is True
+    assert found["registration"]["address"] == f"127.0.0.1:{server.port}"
+    assert 0 < found["registration"]["lease_remaining"] <= 60
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None:
+    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT flask_site:create_app()")
+    eventually(lambda: server.get("/etcd/health"), message="healthy")
+    server.get("/ready/no")
+    registry.wait_for()
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        server.get("/etcd/health")
+    assert raised.value.code == 503
+    assert json.loads(raised.value.read())["registration"] is None
+    raised.value.close()
+
+
+def test_leader_only_command(start: Start, registry: Registry) -> None:
+    assert "ran under" in run(start, "-m", "django", "report")
+    with registry.client.campaign("report", "somebody else"):
+        assert "ran under" not in run(start, "-m", "django", "report")
+    assert registry.events == []
+
+
+def test_admin_page_and_test_helpers_under_djangos_runner(start: Start, registry: Registry) -> None:
+    output = run(start, "-m", "django", "test", "djsite")
+    assert "OK" in output
+    assert registry.events == []
+
+
+def test_flask_status_page_is_guarded(start: Start, registry: Registry) -> None:
+    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT flask_site:create_app()")
+    registry.client.config_source("app").save({"password": "hunter2", "colour": "<red>"})
+    page = server.get("/status/?who=admin")
+    assert "&lt;red&gt;" in page
+    assert f"127.0.0.1:{server.port}" in page
+    assert "hunter2" not in page
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        server.get("/status/")
+    assert raised.value.code == 403
+    raised.value.close()
