@@ -91,9 +91,10 @@ def test_f19_slow_link_is_no_loss(
 ) -> None:
     proxy.delay(0.3)
     client = make_client(proxy.endpoint)
-    lease = grant(client, 2)
+    # With 2 s a busy machine's own stalls already cost the half second that is to spare.
+    lease = grant(client, 3)
     seen = set()
-    until = boottime() + 5.0
+    until = boottime() + 6.0
     while boottime() < until:
         assert lease.alive(), "a false loss"
         seen.add(lease.deadline)

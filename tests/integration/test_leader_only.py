@@ -114,6 +114,8 @@ class TestOneProcess:
         leader = leader_only("job", client=etcd_client)(lambda: 1)
         assert leader() == 1
         assert task() is None
+        # The candidacy watches its own key and the one before it.
+        eventually(lambda: counter.counts.get("Watch", 0) >= 2, timeout=10)
         with counter.expect():
             assert {task() for _ in range(1000)} == {None}
 

@@ -121,11 +121,11 @@ class Endpoint:
         if not isinstance(text, str) or not text.strip():
             raise InvalidConfig(f"endpoint {text!r} must be a non-empty string")
         text = text.strip()
-        if any(ord(ch) <= 32 or ord(ch) == 127 for ch in text):
-            raise InvalidConfig(f"endpoint {text!r} holds white space or a control character")
         if "@" in text:
             # The text itself would print the password.
             raise InvalidConfig("an endpoint carries credentials; use username= and password=")
+        if any(ord(ch) <= 32 or ord(ch) == 127 for ch in text):
+            raise InvalidConfig(f"endpoint {text!r} holds white space or a control character")
         if _is_ipv6(text):
             return cls(text, DEFAULT_PORT)
         scheme, rest = _split_scheme(text)
@@ -138,7 +138,7 @@ class Endpoint:
             raise InvalidConfig(f"endpoint {text!r} is not host, host:port or http(s)://host:port")
         if port == 0 or rest.rstrip("/").endswith(":"):
             raise InvalidConfig(f"endpoint {text!r}: the port must be between 1 and 65535")
-        if ":" in host and not _is_ipv6(host):
+        if ("[" in rest or ":" in host) and not _is_ipv6(host):
             raise InvalidConfig(f"endpoint {text!r}: {host!r} is not an IPv6 address")
         return cls(host, port or DEFAULT_PORT, scheme)
 

@@ -225,13 +225,12 @@ def _add_commands(app: Flask, host: ServiceHost) -> None:
 
 
 def _read_options(app: Flask) -> HostOptions:
-    given = {
+    own = {
         name.removeprefix(PREFIX): value
         for name, value in app.config.items()
-        if name.startswith(PREFIX)
+        # Dynaconf's Flask extension puts its own options beside ours.
+        if name.startswith(PREFIX) and not name.endswith("_FOR_DYNACONF")
     }
-    # Dynaconf's Flask extension puts its own options beside ours.
-    own = {name: value for name, value in given.items() if not name.endswith("_FOR_DYNACONF")}
     unknown = sorted(set(own) - OPTIONS)
     if unknown:
         raise InvalidConfig(f"{PREFIX}{unknown[0]} is not an option of flask-etcd")
