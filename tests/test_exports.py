@@ -107,7 +107,7 @@ EXPORTS = {
         "status",
         "write",
     },
-    "django_etcd": {"client", "leader_only", "ready", "registration", "signals"},
+    "django_etcd": {"client", "exclusive", "leader_only", "ready", "registration", "signals"},
     "flask_etcd": {"Etcd", "signals"},
 }
 DISTRIBUTIONS = ["etcd_core", "dynaconf_etcd", "django_etcd", "flask_etcd"]

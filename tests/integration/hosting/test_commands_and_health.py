@@ -154,8 +154,8 @@ def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None
 
 def test_leader_only_command(start: Start, registry: Registry) -> None:
     assert "ran under" in run(start, "-m", "django", "report")
-    with registry.client.campaign("report", "somebody else"):
-        assert "ran under" not in run(start, "-m", "django", "report")
+    # A run keeps the other machines out for a while, also when its process has ended.
+    assert "ran under" not in run(start, "-m", "django", "report")
     assert registry.events == []
 
 

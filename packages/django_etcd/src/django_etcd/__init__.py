@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etcd_core import signals
-from etcd_core.tasks import leader_only
+from etcd_core.tasks import exclusive, leader_only
 
 from ._state import current_host
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from etcd_core import Client
     from etcd_core.sharing import SharedRegistration
 
-__all__ = ["client", "leader_only", "ready", "registration", "signals"]
+__all__ = ["client", "exclusive", "leader_only", "ready", "registration", "signals"]
 
 
 def client() -> Client:

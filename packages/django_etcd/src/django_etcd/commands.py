@@ -13,7 +13,8 @@ from etcd_core.tasks import leader_only
 class LeaderOnlyCommand(BaseCommand):
     """A management command that only the leader runs; elsewhere it does nothing and exits with 0.
 
-    For cron on every machine. Write ``handle_as_leader`` in place of ``handle``.
+    For cron on every machine: machines whose clocks differ a little run it once, since a run keeps
+    the others out for ``at_least_for`` seconds. Write ``handle_as_leader`` in place of ``handle``.
 
     Example:
         >>> class Command(LeaderOnlyCommand):
@@ -25,6 +26,7 @@ class LeaderOnlyCommand(BaseCommand):
 
     election: ClassVar[str] = ""
     ttl: ClassVar[float] = 15.0
+    at_least_for: ClassVar[float] = 30.0
 
     def handle(self, *args: Any, **options: Any) -> str | None:
         """Run ``handle_as_leader`` if this process leads.
@@ -34,7 +36,7 @@ class LeaderOnlyCommand(BaseCommand):
         """
         if not self.election:
             raise ImproperlyConfigured(f"{type(self).__module__}: set Command.election")
-        guard = leader_only(self.election, ttl=self.ttl, default=None)
+        guard = leader_only(self.election, ttl=self.ttl, at_least_for=self.at_least_for)
         result: str | None = guard(self.handle_as_leader)(*args, **options)
         return result
 

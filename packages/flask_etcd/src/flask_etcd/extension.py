@@ -14,6 +14,7 @@ from etcd_core.hosting import HostOptions, ServiceHost, process
 from etcd_core.hosting.health import check
 from etcd_core.hosting.options import OPTIONS
 from etcd_core.statuspage import STYLE, collect, render
+from etcd_core.taskrun import OnLost
 from etcd_core.tasks import LeaderGuard, leader_only, set_default_client
 
 from .signals import forward
@@ -151,6 +152,8 @@ class Etcd:
         otherwise: Literal["skip"] = "skip",
         default: None = None,
         min_remaining: float = 0.0,
+        at_least_for: float = 0.0,
+        on_lost: OnLost = "signal",
     ) -> LeaderGuard[None]: ...
 
     @overload
@@ -163,6 +166,8 @@ class Etcd:
         otherwise: Literal["skip"] = "skip",
         default: D,
         min_remaining: float = 0.0,
+        at_least_for: float = 0.0,
+        on_lost: OnLost = "signal",
     ) -> LeaderGuard[D]: ...
 
     @overload
@@ -175,6 +180,8 @@ class Etcd:
         otherwise: Literal["raise", "wait"],
         wait: float | None = None,
         min_remaining: float = 0.0,
+        at_least_for: float = 0.0,
+        on_lost: OnLost = "signal",
     ) -> LeaderGuard[Never]: ...
 
     def leader_only(
@@ -187,6 +194,8 @@ class Etcd:
         wait: float | None = None,
         default: object = None,
         min_remaining: float = 0.0,
+        at_least_for: float = 0.0,
+        on_lost: OnLost = "signal",
     ) -> LeaderGuard[object]:
         """As :func:`etcd_core.leader_only`, with this extension's client."""
         guard: LeaderGuard[object] = leader_only(  # type: ignore[call-overload]
@@ -198,6 +207,8 @@ class Etcd:
             wait=wait,
             default=default,
             min_remaining=min_remaining,
+            at_least_for=at_least_for,
+            on_lost=on_lost,
         )
         return guard
 
