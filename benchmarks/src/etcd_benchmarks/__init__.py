@@ -1,0 +1,1 @@
+"""What each operation costs beside its floor; the script ``bench`` prints the table."""

@@ -1,0 +1,42 @@
+"""The work, done with etcd_core."""
+
+import threading
+
+from common import CONTENDERS, arguments, collect, hand_over, report, timed
+
+from etcd_core import Client
+
+host, port, times = arguments()
+client = Client(endpoints=[f"{host}:{port}"], prefix="/peer/etcd_core")
+raw = client.raw
+
+
+def watch_latency():
+    arrived = threading.Event()
+    raw.add_watch_callback("/peer/etcd_core/w", lambda response: arrived.set())
+    raw.put("/peer/etcd_core/w", "0")
+    arrived.wait(5)
+
+    def once():
+        arrived.clear()
+        raw.put("/peer/etcd_core/w", "1")
+        assert arrived.wait(5)
+
+    return timed(once, times)
+
+
+def take(number):
+    return client.lock("crowd-etcd_core", ttl=30, timeout=60).unlock
+
+
+report(
+    collect(
+        {
+            "put": lambda: timed(lambda: raw.put("/peer/etcd_core/k", "v"), times),
+            "get": lambda: timed(lambda: raw.get("/peer/etcd_core/k"), times),
+            "lock cycle": lambda: timed(lambda: client.lock("free").unlock(), times),
+            "watch latency": watch_latency,
+            **{f"hand-over, {n}": lambda n=n: hand_over(n, take) for n in CONTENDERS},
+        }
+    )
+)
