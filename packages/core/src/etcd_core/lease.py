@@ -583,17 +583,20 @@ class LeaseKeeper:
             self._settle_armed = bool(self._settling)
             wait = self._settling[0][0] - now if self._settling else 0.0
         for action in ready:
-            action()
+            self._run_action(action)
         if wait:
             self.call_later(wait, self._run_settled)
 
     def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            action = heapq.heappop(self._timers)[2]
-            try:
-                action()
-            except Exception:
-                _log.exception("a delayed action failed")
+            self._run_action(heapq.heappop(self._timers)[2])
+
+    @staticmethod
+    def _run_action(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            _log.exception("a delayed action failed")
 
     def _bury(self, now: float) -> None:
         for renewal in [r for r in self._renewals.values() if r.lease.deadline <= now]:

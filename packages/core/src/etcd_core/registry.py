@@ -225,7 +225,10 @@ class Registration:
         epoch = self._engine.channel.store.epoch
         self._claim(on_conflict, deadline)
         self._scope.hold(self, self._what)
-        self._follow(self._stored.revision + 1, epoch)
+        # From the revision after our key's, so it misses nothing, and a registration that is soon
+        # over costs no watch.
+        revision = self._stored.revision + 1
+        self._engine.keeper.call_when_settled(lambda: self._begin_to_follow(revision, epoch))
         self._tell_when_lost(self._lease)
         self._engine.announce(signals.service_registered, self, info=self._info, repaired=False)
 
@@ -398,6 +401,13 @@ class Registration:
             self._stored = _Stored.of(answer.header.revision, answer.kvs[0] if answer.kvs else None)
             self._blind = False
         self._follow(answer.header.revision + 1, epoch)
+
+    def _begin_to_follow(self, revision: int, epoch: int) -> None:
+        if self._over is None and not self._blind and self._watch is None:
+            try:
+                self._follow(revision, epoch)
+            except ClosedError:
+                return
 
     def _follow(self, revision: int, epoch: int) -> None:
         watch = self._engine.hub.watch(

@@ -6,8 +6,9 @@ the object given; which thread calls them is the caller's business.
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ import dynaconf.base
 from dynaconf.base import LazySettings, Settings
 from dynaconf.loaders.base import SourceMetadata
 from dynaconf.utils.functional import empty
+from dynaconf.utils.parse_conf import Lazy
 
-__all__ = ["LazySettings", "Settings", "SourceMetadata"]
+__all__ = ["Lazy", "LazySettings", "Settings", "SourceMetadata"]
 
 HAS_CORE: Final = hasattr(dynaconf.base, "DynaconfCore")
 """Whether this is Dynaconf 3.3 or later."""
@@ -186,6 +188,33 @@ def wrapped(lazy: LazySettings) -> Settings | None:
     while isinstance(below, LazySettings):
         below = below.__dict__.get("_wrapped", empty)
     return below if isinstance(below, Settings) else None
+
+
+def lazy_values(settings: Settings) -> Iterator[tuple[str, Lazy]]:
+    """Yield the path and the raw value of each setting that is computed when it is read."""
+    pending: list[tuple[str, object]] = [
+        (str(name).lower(), value)
+        for name, value in list(dict.items(raw_store(settings)))
+        if name not in INTERNAL_NAMES
+    ]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, Lazy):
+            yield path, value
+        elif isinstance(value, dict):
+            pending += [(f"{path}.{key}", item) for key, item in dict.items(value)]
+        elif isinstance(value, list):
+            pending += [(path, item) for item in list.__iter__(value)]
+
+
+def error_of(lazy: Lazy, settings: Settings) -> Exception | None:
+    """Compute a lazy value; return what that raises."""
+    # A copy: computing notes the settings on the object, which readers of other contents share.
+    try:
+        copy.copy(lazy)(settings)
+    except Exception as exc:  # templates call what they like
+        return exc
+    return None
 
 
 class Caller:

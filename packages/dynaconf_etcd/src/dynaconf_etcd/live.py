@@ -209,11 +209,11 @@ class Live:
         new = self.build(settings, revision)
         step = Step(before, internals.frozen(new), revision.number)
         before_swap(self.sender, step)
+        # A set at run time that raced with the build went to the old contents. Most are carried
+        # over before the swap, so that nobody misses them; what raced with that, after it.
+        known = _carry_sets(new, known, set_before)
         internals.swap(settings, new)
-        # A set at run time that raced with the build went to the old contents.
-        for name, value in list(set_before.items()):
-            if name not in known or known[name] is not value:
-                settings.set(name, value)
+        _carry_sets(settings, known, set_before)
         if self.feed.options.push_to_django:
             push_to_django(step)
         return step
@@ -297,6 +297,7 @@ class _Build:
         internals.clear_cache(new)
         new.validators.extend(old.validators)
         internals.validate(new, like=old)
+        self._check_lazy(new)
         return new
 
     def _run_missed_hooks(self, new: Settings) -> None:
@@ -328,9 +329,25 @@ class _Build:
         if gone:
             raise Refused(f"settings files vanished: {', '.join(sorted(gone))}")
 
+    def _check_lazy(self, new: Settings) -> None:
+        """Refuse what breaks a value of a file that is computed when it is read.
+
+        One that cannot be computed with the old contents either is no fault of the revision.
+        """
+        before: dict[str, internals.Lazy] | None = None
+        for path, lazy in internals.lazy_values(new):
+            error = internals.error_of(lazy, new)
+            if error is None:
+                continue
+            if before is None:
+                before = dict(internals.lazy_values(self._old))
+            known = before.get(path)
+            if known is None or internals.error_of(known, self._old) is None:
+                raise Refused(f"{path} cannot be computed any more: {type(error).__name__}")
+
     def _set_again(self, new: Settings) -> None:
         """Put overrides on top: what was set at run time although a loader provided it."""
-        history = internals.history(self._old)
+        history = dict(internals.history(self._old))
         for source, values in history.items():
             if source[:2] == _SET_AT_RUN_TIME:
                 self._overrides |= _provided_by_loaders(history) & values.keys()
@@ -343,9 +360,21 @@ class _Build:
                 internals.history(new).setdefault(record, {})[name] = present[name]
 
 
+def _carry_sets(
+    target: Settings, known: Mapping[str, object], present: Mapping[str, object]
+) -> dict[str, object]:
+    """Set in ``target`` what was set since ``known`` was taken; return what was present now."""
+    now = dict(present)
+    for name, value in now.items():
+        if name not in known or known[name] is not value:
+            target.set(name, value)
+    return now
+
+
 def _arguments_of(old: Settings) -> dict[str, object]:
     """Return what to make the new object with: copies, since loaders write into what they get."""
-    arguments = {name: copied(value) for name, value in internals.defaults(old).items()}
+    # One step copies the mapping: a set at run time may add to it meanwhile.
+    arguments = {name: copied(value) for name, value in dict(internals.defaults(old)).items()}
     arguments.pop("validators", None)
     return arguments
 
