@@ -49,7 +49,7 @@ def run_django(etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path) -> 
     def run(script: str, own: str = "SECRET_KEY = 's'", extra: str = "") -> None:
         names = {"endpoint": etcd_server.endpoint, "prefix": etcd_client.prefix}
         package = tmp_path / "project"
-        package.mkdir()
+        package.mkdir(exist_ok=True)
         (package / "__init__.py").touch()
         (package / "settings.py").write_text(
             SETTINGS.format(own=textwrap.dedent(own), extra=extra, **names)
@@ -170,4 +170,32 @@ def test_changes_are_pushed_on_request(etcd_client: Client, run_django: RunDjang
         assert django_settings.EMAIL_SUBJECT_PREFIX == "two"
         """,
         extra='"push_to_django": True',
+    )
+
+
+def test_hooks_beside_the_settings_run_for_each_update(
+    etcd_client: Client, run_django: RunDjango, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save({"base": 1})
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "dynaconf_hooks.py").write_text(
+        textwrap.dedent(
+            """
+            def post(settings):
+                return {"COMPUTED": settings.BASE * 10}
+            """
+        )
+    )
+    run_django(
+        """
+        from dynaconf.hooking import HookableSettings
+        from dynaconf_etcd import internals
+        assert settings.COMPUTED == 10
+        for n in (2, 3):
+            source.update({"base": n})
+            eventually(lambda: settings.COMPUTED == 10 * n)
+            assert settings.BASE == n
+        assert isinstance(internals.unwrap(settings), HookableSettings)
+        """,
+        own="SECRET_KEY = 's'",
     )

@@ -334,15 +334,9 @@ class _Build:
 
         One that cannot be computed with the old contents either is no fault of the revision.
         """
-        before: dict[str, internals.Lazy] | None = None
         for path, lazy in internals.lazy_values(new):
             error = internals.error_of(lazy, new)
-            if error is None:
-                continue
-            if before is None:
-                before = dict(internals.lazy_values(self._old))
-            known = before.get(path)
-            if known is None or internals.error_of(known, self._old) is None:
+            if error is not None and internals.error_of(lazy, self._old) is None:
                 raise Refused(f"{path} cannot be computed any more: {type(error).__name__}")
 
     def _set_again(self, new: Settings) -> None:
