@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from etcd_core import Client, ClosedError, ConnectionFailed, EtcdError, LeaseLost, Lock
+from etcd_core.ownership import Contender, TurnTimeout
 from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 from mutual_exclusion import contenders, finish
 from witness import keys_under, lease_ids
@@ -267,6 +268,26 @@ def test_f30_compaction_while_waiting(
         return seen[-1]
 
     eventually(lambda: last_leader() == "two", timeout=20)
+
+
+def test_timeout_holds_in_an_outage_that_began_with_a_wake_up(
+    own_server: EtcdServer, make_client: MakeClient
+) -> None:
+    client = make_client(own_server.endpoint)
+    with client.lock("a", ttl=60):
+        queue = f"{client.prefix}/locks/b/".encode()
+        try:
+            with Contender(client.scope(), queue, b"", 60, "lock 'b'") as contender:
+                contender.join()
+                contender._predecessor = queue + b"1"
+                own_server.kill()
+                contender._wake.set()
+                before = time.monotonic()
+                with pytest.raises(TurnTimeout):
+                    contender.wait(1.0)
+                assert time.monotonic() - before < 6.0
+        finally:
+            own_server.start()
 
 
 def test_f45_close_ends_every_wait(etcd_server: EtcdServer, make_client: MakeClient) -> None:

@@ -131,6 +131,15 @@ registration = client.register(Descriptor(name="web", id="1", address="h:1"))
     assert keys_under(etcd_server, prefix) == []
 
 
+def test_what_a_forgotten_client_holds_ends_at_exit(etcd_server: EtcdServer, prefix: str) -> None:
+    code = f"""
+from etcd_core import Client
+election = Client(endpoints=[{etcd_server.endpoint!r}], prefix={prefix!r}).campaign("b", "me")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+    assert keys_under(etcd_server, prefix) == []
+
+
 def test_outage_is_one_warning_and_one_recovery_line(
     own_server: EtcdServer, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from etcd_core import (
     ClosedError,
     InvalidArgument,
     NotLeader,
+    OutcomeUnknown,
     RequestTimeout,
     signals,
 )
@@ -164,6 +165,43 @@ def test_candidate_leads_and_leads_again_after_a_loss(
         assert eventually(lambda: candidate.term and candidate.term.token > first.token)
     assert not candidate.is_leader
     assert client.leader("boss") is None
+
+
+@pytest.mark.parametrize("how", ["overwritten", "detached", "deleted"])
+def test_candidate_leads_again_after_interference(client: Client, how: str) -> None:
+    with client.candidate("boss", "one") as candidate:
+        assert candidate.wait(10)
+        election = candidate._election
+        term = candidate.term
+        assert election is not None
+        assert term is not None
+        if how == "deleted":
+            client.raw.delete(election.etcd_key)
+        else:
+            lease = election._ownership.lease.id if how == "overwritten" else None
+            client.raw.put(election.etcd_key, "intruder", lease=lease)
+        assert term.lost.wait(10)
+        eventually(lambda: candidate.term and candidate.term.token > term.token)
+        assert client.leader("boss") == "one"
+
+
+def test_proclaim_goes_on_after_a_lost_answer(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client.campaign("boss", "one") as election:
+        channel = client.scope().engine.channel
+        unary = channel.unary
+
+        def lose_the_answer(*args: object, **kwargs: object) -> object:
+            unary(*args, **kwargs)
+            raise OutcomeUnknown("the answer was lost")
+
+        monkeypatch.setattr(channel, "unary", lose_the_answer)
+        with pytest.raises(OutcomeUnknown):
+            election.proclaim("two")
+        monkeypatch.undo()
+        election.proclaim("three")
+        assert client.leader("boss") == election.identity == "three"
 
 
 def test_candidates_take_over(

@@ -10,7 +10,6 @@ import atexit
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,8 @@ class _Slot:
 
 _shared: dict[Config, _Slot] = {}
 _shared_lock = threading.Lock()
-_open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+# Strongly: a client whose variable is gone may still hold leases that must end at exit.
+_open_clients: set[Client] = set()
 
 
 class Client:
@@ -150,7 +150,6 @@ class Client:
         self._closed = False
         slot.join()
         forking.track(self)
-        _open_clients.add(self)
 
     @classmethod
     def _sharing(cls, slot: _Slot) -> Client:
@@ -232,6 +231,7 @@ class Client:
                 raise ClosedError("the client is closed")
             if self._scope is None:
                 self._scope = Scope(self._slot.engine())
+                _open_clients.add(self)
             return self._scope
 
     def after_fork_in_child(self) -> None:

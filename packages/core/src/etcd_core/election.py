@@ -170,24 +170,29 @@ class Election:
         own = self._ownership
         with self._proclaiming:
             own.values.add(raw)
-            put = pb.PutRequest(key=own.key, value=raw, lease=own.lease.id)
-            request = pb.TxnRequest(
-                compare=[
-                    pb.Compare(
-                        result=pb.Compare.EQUAL,
-                        target=pb.Compare.MOD,
-                        key=own.key,
-                        mod_revision=self._mod_revision,
-                    )
-                ],
-                success=[pb.RequestOp(request_put=put)],
-                failure=[pb.RequestOp(request_range=pb.RangeRequest(key=own.key))],
-            )
-            answer = self._engine.channel.unary(
-                OWN_TXN, request, what=what, timeout=timeout, on_ambiguous=own.lease.taint
-            )
-            self._mod_revision = self._proclaimed_at(what, raw, answer)
+            while not self._proclaim_once(what, raw, timeout):
+                pass
         self._identity = value
+
+    def _proclaim_once(self, what: str, raw: bytes, timeout: Timeout) -> bool:
+        own = self._ownership
+        put = pb.PutRequest(key=own.key, value=raw, lease=own.lease.id)
+        request = pb.TxnRequest(
+            compare=[
+                pb.Compare(
+                    result=pb.Compare.EQUAL,
+                    target=pb.Compare.MOD,
+                    key=own.key,
+                    mod_revision=self._mod_revision,
+                )
+            ],
+            success=[pb.RequestOp(request_put=put)],
+            failure=[pb.RequestOp(request_range=pb.RangeRequest(key=own.key))],
+        )
+        answer = self._engine.channel.unary(
+            OWN_TXN, request, what=what, timeout=timeout, on_ambiguous=own.lease.taint
+        )
+        return self._was_proclaimed(what, raw, answer)
 
     def keep_for(self, seconds: float) -> None:
         """Let nobody else lead for ``seconds`` from now, even if we resign before. No I/O.
@@ -238,17 +243,20 @@ class Election:
         state = "leader" if self.is_leader else self.lost_reason or "resigned"
         return f"<Election {self._key!r} {self._identity!r} {state} token={self.token}>"
 
-    def _proclaimed_at(self, what: str, raw: bytes, answer: pb.TxnResponse) -> int:
+    def _was_proclaimed(self, what: str, raw: bytes, answer: pb.TxnResponse) -> bool:
+        """Take the answer in; return False if it must be sent again with what was learned."""
         if answer.succeeded:
-            return answer.header.revision
+            self._mod_revision = answer.header.revision
+            return True
         found = answer.responses[0].response_range.kvs
         own = self._ownership
         if not found or found[0].create_revision != own.token or found[0].lease != own.lease.id:
             raise NotLeader(f"{what}: the leadership was lost")
-        if found[0].value == raw:
-            # The first attempt's answer was lost, its effect was not.
-            return found[0].mod_revision
-        raise NotLeader(f"{what}: somebody else overwrote the leader's key")
+        if found[0].value not in own.values or found[0].mod_revision <= self._mod_revision:
+            raise NotLeader(f"{what}: somebody else overwrote the leader's key")
+        # A proclamation of ours whose answer was lost: this one, or one before it.
+        self._mod_revision = found[0].mod_revision
+        return found[0].value == raw
 
     def _tell_lost(self, reason: str) -> None:
         self._announce(signals.leadership_lost, reason=reason)
@@ -355,6 +363,13 @@ class LeaderWatch:
         self._first = True
         self._closed = False
         self._strand: Strand | None = None
+        forking.track(self)
+
+    def after_fork_in_child(self) -> None:
+        """Be closed in the child: the watch is the parent's."""
+        self._closed = True
+        self._queue = queue.SimpleQueue()
+        self._queue.put(None)
 
     @classmethod
     def open(cls, scope: Scope, key: str, *, timeout: Timeout = UNSET) -> LeaderWatch:
@@ -588,6 +603,8 @@ class Candidate:
         election.done.wait()
         with self._changed:
             self._election = None
+        # After a loss too: a key that somebody overwrote would stand before our next one for ever.
+        election.resign(timeout=_CLOSE_SECONDS)
 
     def _answered(self, error: EtcdError | None) -> None:
         with self._changed:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from blinker import Signal
 
-from . import signals
+from . import forking, signals
 from .config import Config
 from .dispatch import Dispatcher
 from .errors import ClosedError, EtcdError
@@ -112,6 +112,11 @@ class Scope:
         self._held: dict[int, Holding] = {}
         self._held_weakly: weakref.WeakValueDictionary[int, Holding] = weakref.WeakValueDictionary()
         self._closed = False
+        forking.track(self)
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock another thread may have held; what is held is the parent's."""
+        self._lock = threading.Lock()
 
     @property
     def closed(self) -> bool:

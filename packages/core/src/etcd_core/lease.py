@@ -401,6 +401,13 @@ class LeaseKeeper:
         self._inbox.put(_Later(boottime() + delay, action))
         self._start()
 
+    def call_from_finalizer(self, action: Callable[[], None]) -> None:
+        """As :meth:`call_later` without delay, for ``__del__``: takes no lock whatsoever.
+
+        The thread runs, since whoever was finalised held a lease.
+        """
+        self._inbox.put(_Later(0.0, action))
+
     def call_when_settled(self, action: Callable[[], None]) -> None:
         """Run ``action`` in the keep-alive thread in about a quarter of a second.
 
@@ -447,8 +454,10 @@ class LeaseKeeper:
         with self._lock:
             if self._thread is not None or self._closed:
                 return
-            self._thread = threading.Thread(target=self._run, name="etcd-keepalive", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="etcd-keepalive", daemon=True)
+            # Kept only once it runs: a start that fails must be tried again.
+            thread.start()
+            self._thread = thread
 
     # -- the keep-alive thread -----------------------------------------------------------------
 

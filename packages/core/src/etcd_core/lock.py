@@ -148,9 +148,8 @@ class Lock:
     def __del__(self) -> None:
         """Warn about a lock nobody can release any more, and let it expire."""
         ownership: Ownership | None = getattr(self, "_ownership", None)
-        if ownership is None or ownership.done.is_set():
+        if ownership is None or not ownership.abandon_from_finalizer():
             return
-        ownership.abandon()
         warnings.warn(
             f"lock {self._key!r} was garbage-collected while held; it is left to expire",
             ResourceWarning,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from . import forking
 from .config import UNSET, Timeout
 from .dispatch import Strand
 from .engine import Engine
@@ -145,6 +146,8 @@ class Mirror:
         self._watch: Watch | None = None
         self._live = False
         self._closed = False
+        self._forked = False
+        forking.track(self)
         self._own = engine.dispatcher.strand(f"{what} (resync)")
         self._subscribers: list[tuple[Strand, Callable[[Change], object]]] = []
 
@@ -204,6 +207,8 @@ class Mirror:
 
     def close(self) -> None:
         """Stop the watch. Idempotent; subscribers' strands are theirs to close."""
+        if self._forked:
+            return
         with self._lock:
             self._closed = True
             self._live = False
@@ -211,6 +216,13 @@ class Mirror:
         if watch is not None:
             watch.cancel()
         self._own.close(0.0)
+
+    def after_fork_in_child(self) -> None:
+        """Be closed in the child: the watch and the strands are the parent's."""
+        self._lock = threading.Lock()
+        self._closed = self._forked = True
+        self._live = False
+        self._watch = None
 
     def _read(self, timeout: Timeout) -> View:
         return read_range(
@@ -305,7 +317,9 @@ class Mirror:
 
     def _publish(self, change: Change) -> None:
         with self._lock:
-            if self._closed:
+            # A late event must not undo what a resync has read meanwhile.
+            late = change.cause is Cause.CHANGE and self._view is not change.before
+            if self._closed or late:
                 return
             self._view = change.after
             quiet = change.cause is not Cause.RESET and not change.put and not change.deleted

@@ -39,6 +39,7 @@ from .wire.rpc import OWN_TXN, RANGE, READ_TXN
 _log = logging.getLogger("etcd_core.ownership")
 
 _GIVE_UP_SECONDS = 1.0
+_LAST_LOOK_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -143,6 +144,7 @@ class Contender:
         self._owned = False
         # A join was sent and it is not settled whether our key is there (Ctrl-C can come anywhere).
         self._unsettled = False
+        self._epoch = 0
         self._watches: list[Watch] = []
 
     def __enter__(self) -> Contender:
@@ -256,22 +258,42 @@ class Contender:
             if watch is not None:
                 watch.cancel()
             try:
-                self._look()
+                self._look(self._look_seconds(deadline))
                 backoff.reset()
             except (ConnectionFailed, RequestTimeout):
-                # The outage may outlast neither our lease nor our patience; both are checked above.
-                self._engine.channel.pause(backoff.next())
+                # The outage may outlast neither our lease, which is checked above, nor our time.
+                left = math.inf if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise TurnTimeout from None
+                self._engine.channel.pause(min(backoff.next(), left))
                 self._wake.set()
+
+    def _look_seconds(self, deadline: float | None) -> float:
+        """Return how long a look may take: a last one is made even when the time is just over."""
+        seconds = self._engine.config.timeout
+        if self._lease is not None:
+            seconds = min(seconds, max(self._lease.remaining, _LAST_LOOK_SECONDS))
+        if deadline is None:
+            return seconds
+        return min(seconds, max(deadline - time.monotonic(), _LAST_LOOK_SECONDS))
 
     def own(self) -> Ownership:
         """Return what we own; call it once :attr:`first` is true."""
         lease = self._lease
         if lease is None or not self.first:
             raise LeaseLost(f"{self._what}: not acquired")
-        self._owned = True
-        return Ownership(
-            self._scope, lease, self._key, self._create_revision, self._ttl, self._value, self._what
+        ownership = Ownership(
+            self._scope,
+            lease,
+            self._key,
+            self._create_revision,
+            self._ttl,
+            self._value,
+            self._what,
+            epoch=self._epoch,
         )
+        self._owned = True
+        return ownership
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -284,6 +306,7 @@ class Contender:
             raise LeaseLost(f"{self._what}: no lease")
         request = pb.TxnRequest(compare=[condition], success=success, failure=failure)
         self._unsettled = True
+        self._epoch = self._engine.channel.store.epoch
         try:
             return self._engine.channel.unary(
                 OWN_TXN,
@@ -336,7 +359,7 @@ class Contender:
             keys_only=True,
         )
 
-    def _look(self) -> None:
+    def _look(self, timeout: Timeout = UNSET) -> None:
         """Read our key and the one before it at one revision: the proof, or whom to wait for."""
         request = pb.TxnRequest(
             success=[
@@ -344,7 +367,9 @@ class Contender:
                 pb.RequestOp(request_range=pb.RangeRequest(key=self._key)),
             ]
         )
-        answer = self._engine.channel.unary(READ_TXN, request, what=self._what)
+        epoch = self._engine.channel.store.epoch
+        answer = self._engine.channel.unary(READ_TXN, request, what=self._what, timeout=timeout)
+        self._epoch = epoch
         self._revision = answer.header.revision
         self._check_own_key(list(answer.responses[1].response_range.kvs))
         self._settle(list(answer.responses[0].response_range.kvs))
@@ -384,7 +409,9 @@ class Contender:
             if isinstance(delivery, (Events, Ended)):
                 self._wake.set()
 
-        watch = self._engine.hub.watch(key, wake, start_revision=self._revision + 1)
+        watch = self._engine.hub.watch(
+            key, wake, start_revision=self._revision + 1, epoch=self._epoch
+        )
         self._watches.append(watch)
         return watch
 
@@ -478,6 +505,7 @@ class Ownership:
         ttl: The TTL asked for.
         value: What the key holds.
         what: The operation and key, for errors.
+        epoch: The store's epoch before our key was put: a reset since then must not be missed.
     """
 
     def __init__(
@@ -489,7 +517,10 @@ class Ownership:
         ttl: int,
         value: bytes,
         what: str,
+        *,
+        epoch: int,
     ) -> None:
+        self._epoch = epoch
         self.scope = scope
         self.lease = lease
         self.key = key
@@ -548,10 +579,11 @@ class Ownership:
                 return False
             self._left = True
             watch = self._guard_watch
+        if self.lost_reason == "forked":
+            # The watch and its locks are the parent's.
+            return False
         if watch is not None:
             watch.cancel()
-        if self.lost_reason == "forked":
-            return False
         lost = self.lost_reason is not None
         if keep_for > 0 and not lost:
             return self._hand_over(keep_for, timeout)
@@ -591,16 +623,37 @@ class Ownership:
         self.done.set()
         return True
 
-    def abandon(self) -> None:
-        """Stop renewing without a request: nobody refers to the lock any more."""
-        with self._lock:
-            self.released = True
-            watch = self._guard_watch
+    def abandon_from_finalizer(self) -> bool:
+        """Let it go because nobody refers to it any more; return whether it was still ours.
+
+        The garbage collector may run this in the middle of anything, with any lock held, so all it
+        does is to post a note.
+        """
+        if self.released or self.lost_reason == "forked":
+            return False
+        held = self.lost_reason is None
+        self.released = True
+        self.scope.engine.keeper.call_from_finalizer(self._abandon)
+        return held
+
+    def _abandon(self) -> None:
+        self.done.set()
+        if self.lost_reason is not None:
+            # What a third party made of our key may outlive the lease: it must be deleted.
+            self.scope.engine.dispatcher.strand(self._what).post(self._leave_lost)
+            return
         self.lease.forget_callbacks()
         self.scope.engine.keeper.drop(self.lease)
+        with self._lock:
+            watch = self._guard_watch
         if watch is not None:
             watch.cancel()
-        self.done.set()
+
+    def _leave_lost(self) -> None:
+        try:
+            self.release(_GIVE_UP_SECONDS)
+        except EtcdError as exc:
+            _log.debug("%s: its key is left to expire: %s", self._what, exc)
 
     def after_fork_in_child(self) -> None:
         """Report lost in a forked child: it is the parent's."""
@@ -625,11 +678,13 @@ class Ownership:
             tell(reason)
 
     def _start_guard(self) -> None:
-        if self.done.is_set():
-            return
+        if not self.done.is_set():
+            self._watch_key(self.token + 1, self._epoch)
+
+    def _watch_key(self, revision: int, epoch: int) -> None:
         try:
             watch = self.scope.engine.hub.watch(
-                self.key, self._on_delivery, start_revision=self.token + 1
+                self.key, self._on_delivery, start_revision=revision, epoch=epoch
             )
         except ClosedError:
             return
@@ -662,6 +717,7 @@ class Ownership:
         backoff = Backoff(base=0.1, cap=2.0)
         channel = self.scope.engine.channel
         while self.held:
+            epoch = channel.store.epoch
             try:
                 answer = channel.unary(RANGE, pb.RangeRequest(key=self.key), what=self._what)
             except ClosedError:
@@ -669,17 +725,13 @@ class Ownership:
             except EtcdError:
                 channel.pause(backoff.next())
                 continue
-            self._judge(answer)
+            self._judge(answer, epoch)
             return
 
-    def _judge(self, answer: pb.RangeResponse) -> None:
+    def _judge(self, answer: pb.RangeResponse, epoch: int) -> None:
         if not answer.kvs or answer.kvs[0].create_revision != self.token:
             self._lose("deleted")
         elif answer.kvs[0].lease != self.lease.id:
             self._lose("detached")
         else:
-            watch = self.scope.engine.hub.watch(
-                self.key, self._on_delivery, start_revision=answer.header.revision + 1
-            )
-            with self._lock:
-                self._guard_watch = watch
+            self._watch_key(answer.header.revision + 1, epoch)

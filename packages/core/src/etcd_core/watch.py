@@ -233,8 +233,10 @@ class WatchHub:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
+            # Kept only once it runs: a start that fails must be tried again.
+            thread.start()
+            self._thread = thread
 
     def _create(self, stream: WatchStream, watch: Watch) -> None:
         self._pending.append(watch)
