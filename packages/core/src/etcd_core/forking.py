@@ -8,9 +8,12 @@ resets its own Python state: no lock is taken, no thread started, no request sen
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import weakref
 from typing import Protocol
+
+_log = logging.getLogger("etcd_core.forking")
 
 
 class ForkAware(Protocol):
@@ -39,7 +42,11 @@ def keep_for_ever(obj: object) -> None:
 
 def _after_fork_in_child() -> None:
     for obj in list(_objects):
-        obj.after_fork_in_child()
+        try:
+            obj.after_fork_in_child()
+        except Exception:
+            # The others must hear of the fork all the same.
+            _log.exception("%r could not be reset in a forked child", obj)
 
 
 if hasattr(os, "register_at_fork"):
