@@ -283,6 +283,9 @@ listener = socket.create_server(("127.0.0.1", 0))
 proxy = FaultProxy("127.0.0.1:%d" % listener.getsockname()[1])
 client = socket.create_connection(("127.0.0.1", proxy.port))
 pair = client, listener.accept()[0]
+# A byte on its way proves that the proxy knows both ends; accept() alone does not.
+client.sendall(b"x")
+assert pair[1].recv(1) == b"x"
 release_in, release_out = os.pipe()
 child = os.fork()
 if child == 0:
