@@ -89,7 +89,7 @@ class CallFailed(Exception):
         details: Its text.
         error: gRPC's error, if gRPC made it.
         sent: An attempt may have reached etcd and been executed.
-        timed_out: The caller's time was used up.
+        timed_out: The caller's time was used up while an attempt waited for its answer.
     """
 
     def __init__(
@@ -451,7 +451,9 @@ class Channel:
             delay = max(delay, _OVERLOAD_PAUSE)
         left = deadline - time.monotonic()
         if left <= least:
-            failure.timed_out = True
+            # By the last attempt: a request that was lost before a refused connection did not
+            # run out of time.
+            failure.timed_out = failure.kind is Kind.AMBIGUOUS
             raise failure
         # A long pause must not use up the time in which the next attempt could succeed.
         self.pause(min(delay, left - least))
