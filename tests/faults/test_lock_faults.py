@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from etcd_core import Client, ClosedError, ConnectionFailed, EtcdError, LeaseLost, Lock
-from etcd_core.ownership import Contender, TurnTimeout
+from etcd_core.contender import Contender, TurnTimeout
 from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 from mutual_exclusion import contenders, finish
 from witness import keys_under, lease_ids

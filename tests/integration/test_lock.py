@@ -140,7 +140,7 @@ def test_zero_timeout_takes_a_free_lock(client: Client) -> None:
 def test_interrupt_while_waiting_leaves_no_key(
     client: Client, etcd_server: EtcdServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from etcd_core.ownership import Contender
+    from etcd_core.contender import Contender
 
     def interrupted(self: Contender, deadline: float | None) -> None:
         raise KeyboardInterrupt

@@ -39,12 +39,14 @@ from .errors import (
 from .wire import etcd3_import
 
 if TYPE_CHECKING:
+    from .candidate import Candidate
     from .client import Client, connect, shared_client
     from .config import UNSET, Config, Timeout, Tls
     from .discovery import ServiceEvent, ServiceEventType, ServiceView
     from .dispatch import Subscription
-    from .election import Candidate, Election, LeaderWatch, Term
+    from .election import Election, Term
     from .lock import Lock
+    from .observe import LeaderWatch
     from .ownership import Compare
     from .registry import Descriptor, Registration
     from .source import ConfigSnapshot, ConfigSource
@@ -119,7 +121,9 @@ _HOMES = {
     "registry": ("Descriptor", "Registration"),
     "discovery": ("ServiceEvent", "ServiceEventType", "ServiceView"),
     "dispatch": ("Subscription",),
-    "election": ("Candidate", "Election", "LeaderWatch", "Term"),
+    "candidate": ("Candidate",),
+    "election": ("Election", "Term"),
+    "observe": ("LeaderWatch",),
     "lock": ("Lock",),
     "ownership": ("Compare",),
     "tasks": ("checkpoint", "current_term", "exclusive", "leader_only", "set_default_client"),

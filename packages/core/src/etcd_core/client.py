@@ -22,10 +22,12 @@ from .errors import ClosedError, InvalidArgument, PermissionDenied
 from .keys import DEFAULT_PREFIX, prefix_range_end
 
 if TYPE_CHECKING:
+    from .candidate import Candidate
     from .discovery import ServiceHandler, ServiceView
     from .dispatch import Subscription
-    from .election import Candidate, Election, LeaderWatch
+    from .election import Election
     from .lock import Lock
+    from .observe import LeaderWatch
     from .registry import Descriptor, OnConflict, Registration
     from .source import ConfigSource
     from .wire.raw import RawClient
@@ -403,19 +405,19 @@ class Client:
             identity: What observers see; default host name and process id.
             ttl: As :meth:`campaign`.
         """
-        from .election import Candidate
+        from .candidate import Candidate
 
         return Candidate(self.scope(), key, identity, ttl)
 
     def leader(self, key: str, *, timeout: Timeout = UNSET) -> str | None:
         """Return the identity of the leader now, or None. One request, no candidacy needed."""
-        from .election import leader
+        from .observe import leader
 
         return leader(self.scope(), key, timeout=timeout)
 
     def observe(self, key: str, *, timeout: Timeout = UNSET) -> LeaderWatch:
         """Follow who leads: the leader now, then every change; None while nobody does."""
-        from .election import LeaderWatch
+        from .observe import LeaderWatch
 
         return LeaderWatch.open(self.scope(), key, timeout=timeout)
 

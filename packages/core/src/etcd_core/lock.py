@@ -1,9 +1,11 @@
-"""The lock: one queue key under a private lease. Recipe over :mod:`ownership`."""
+"""The lock: one queue key under a private lease.
+
+Recipe over :mod:`ownership` and :mod:`contender`.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 import weakref
 
@@ -11,18 +13,19 @@ from typing_extensions import Self
 
 from . import signals
 from .config import Timeout
+from .contender import Contender, TurnTimeout
 from .engine import Scope
 from .errors import ClosedError, EtcdError, InvalidArgument, LeaseLost, LockTimeout
 from .keys import lock_prefix, require_name
 from .lease import normalise_ttl
-from .ownership import Compare, Contender, Ownership, TurnTimeout
+from .ownership import Owned, Ownership
 
 _log = logging.getLogger("etcd_core.lock")
 
 DEFAULT_TTL = 30.0
 
 
-class Lock:
+class Lock(Owned):
     """A held lock. Safe to use from any thread; a context manager that releases on leaving.
 
     The lock is ours while :attr:`held`. It is lost when its lease expires (etcd unreachable for
@@ -42,8 +45,7 @@ class Lock:
     """
 
     def __init__(self, key: str, ownership: Ownership) -> None:
-        self._key = key
-        self._ownership = ownership
+        super().__init__(key, ownership)
         me = weakref.ref(self)
         engine = ownership.scope.engine
 
@@ -55,50 +57,9 @@ class Lock:
         ownership.when_lost(announce)
 
     @property
-    def key(self) -> str:
-        """The lock's name, as it was asked for."""
-        return self._key
-
-    @property
-    def etcd_key(self) -> str:
-        """The key in etcd that makes it ours."""
-        return self._ownership.key.decode(errors="backslashreplace")
-
-    @property
-    def token(self) -> int:
-        """The fencing token: grows with every owner of the same name.
-
-        Send it along to an outside resource and let that refuse anything older than it has seen:
-        a lease lock alone cannot stop a process that was paused for longer than its TTL.
-        """
-        return self._ownership.token
-
-    @property
     def held(self) -> bool:
         """Whether the lock is certainly still ours, computed from the clock. No I/O."""
         return self._ownership.held
-
-    @property
-    def remaining(self) -> float:
-        """Seconds the lock stays ours at least, even if etcd cannot be reached from now on."""
-        return self._ownership.remaining
-
-    @property
-    def done(self) -> threading.Event:
-        """Set when the lock was released or lost."""
-        return self._ownership.done
-
-    @property
-    def lost_reason(self) -> str | None:
-        """Why the lock was lost; None if it was not.
-
-        One of ``expired``, ``revoked``, ``deleted``, ``overwritten``, ``detached`` and ``forked``.
-        """
-        return self._ownership.lost_reason
-
-    def guard(self) -> Compare:
-        """Return the condition "still ours" for a transaction of ``client.raw``."""
-        return self._ownership.guard()
 
     def unlock(self, *, timeout: float | None = None, keep_for: float = 0.0) -> bool:
         """Release the lock. Idempotent; one request, or three with ``keep_for``.

@@ -40,8 +40,9 @@ from .taskguard import (
 from .taskrun import OnLost, Pass, active_runs
 
 if TYPE_CHECKING:
+    from .candidate import Candidate
     from .client import Client
-    from .election import Candidate, Term
+    from .election import Term
     from .engine import Engine
     from .lock import Lock
 
