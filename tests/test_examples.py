@@ -1,7 +1,11 @@
-"""The code in the READMEs runs, each block in a process of its own, on a real etcd."""
+"""The code in the documentation: that of the READMEs runs, each block in a process of its own.
+
+What needs an application around it is checked for what it imports from us and how it calls that.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +20,7 @@ from etcd_core.testing import EtcdServer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "packages" / "core" / "README.md"]
+ALL_PAGES = sorted({*PAGES, *ROOT.glob("docs/*.md"), *ROOT.glob("packages/*/README.md")})
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = ["pip install uv && uv run demo", "pip install uv && uv run pytest"]
 
@@ -37,14 +42,14 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-def blocks() -> Iterator[Block]:
-    for page in PAGES:
+def blocks(pages: list[Path]) -> Iterator[Block]:
+    for page in pages:
         text = page.read_text()
         for match in BLOCK.finditer(text):
             yield Block(page, text.count("\n", 0, match.start()) + 2, match[1])
 
 
-@pytest.mark.parametrize("block", [pytest.param(each, id=str(each)) for each in blocks()])
+@pytest.mark.parametrize("block", [pytest.param(each, id=str(each)) for each in blocks(PAGES)])
 def test_block_runs(block: Block, etcd_server: EtcdServer, prefix: str, tmp_path: Path) -> None:
     endpoint = etcd_server.endpoint.removeprefix("http://")
     code = block.code.replace("127.0.0.1:2379", endpoint).replace('"/shop"', repr(prefix))
@@ -68,3 +73,18 @@ def test_the_first_screen() -> None:
     assert code_ends <= 25
     assert [line for line in lines if line.startswith("pip install uv")] == COMMANDS
     assert lines.index(COMMANDS[1]) <= 35
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in ALL_PAGES])
+def test_page_calls_what_there_is(page: Path, tmp_path: Path) -> None:
+    checked = "\n".join(f"check({each.code!r}, {each.line})" for each in blocks([page]))
+    (tmp_path / "checks.py").write_text(f"from documented import check\n{checked}\n")
+    done = subprocess.run(
+        [sys.executable, "checks.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, f"{page}:\n{textwrap.indent(done.stderr, '    ')}"
