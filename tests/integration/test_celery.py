@@ -352,7 +352,7 @@ class TestTasks:
         lines = said.splitlines()
         assert "InvalidArgument" in lines[0]
         assert "take exclusive()" in lines[0]
-        assert lines[1] == "ran"
+        assert lines[1] == "ran", working.logs
 
     def test_above_the_task_it_is_refused_when_decorating(self, working: Shop) -> None:
         said = working.call(

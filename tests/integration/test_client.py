@@ -22,7 +22,7 @@ from etcd_core import (
     connect,
     shared_client,
 )
-from etcd_core.testing import EtcdServer, RpcCounter, eventually
+from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 from witness import keys_under, lease_ids
 
 MakeClient = Callable[..., Client]
@@ -108,6 +108,19 @@ def test_everything_is_gone_after_close(
     assert keys_under(etcd_server, prefix) == []
     assert lease_ids(etcd_server) <= leases
     eventually(lambda: set(threading.enumerate()) <= before)
+
+
+def test_close_sends_nothing_when_its_time_is_over(etcd_server: EtcdServer, prefix: str) -> None:
+    counter = RpcCounter()
+    with FaultProxy(etcd_server.endpoint) as proxy:
+        config = Config(endpoints=[proxy.endpoint], prefix=prefix)
+        client = Client(config, interceptors=[counter])
+        for n in range(50):
+            client.register(Descriptor(name="web", id=str(n), address=f"h:{n + 1}"))
+        proxy.hold()
+        client.close()
+    # The first one takes all the time there is.
+    assert counter.counts["LeaseRevoke"] == 1
 
 
 @pytest.mark.parametrize("ending", ["", "sys.exit(3)", "raise SystemExit"])

@@ -195,8 +195,9 @@ def test_the_other_predicates() -> None:
         ("Deadline Exceeded", True, True, True, OutcomeUnknown),
         ("Deadline Exceeded", True, True, False, RequestTimeout),
         ("Socket closed", True, False, False, ConnectionFailed),
-        (_REFUSED, False, True, True, ConnectionFailed),
-        (_REFUSED, False, True, False, ConnectionFailed),
+        (_REFUSED, False, False, True, ConnectionFailed),
+        (_REFUSED, False, False, False, ConnectionFailed),
+        ("no time left", False, True, True, RequestTimeout),
         (_VERIFY, False, False, True, ConnectionFailed),
     ],
 )

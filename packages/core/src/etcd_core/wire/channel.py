@@ -104,6 +104,13 @@ class CallFailed(Exception):
         self.timed_out = False
 
 
+def _no_time_left(*, sent: bool) -> CallFailed:
+    # Nothing is sent for it: a client that closes lets go of hundreds of things in no time.
+    failure = CallFailed(Kind.NOT_EXECUTED, "DEADLINE_EXCEEDED", "no time left", None, sent=sent)
+    failure.timed_out = True
+    return failure
+
+
 @dataclass(frozen=True)
 class ResetNotice:
     """The store went back in time between two linearizable answers."""
@@ -258,6 +265,8 @@ class Channel:
             link = self.endpoints.pick()
             generation = self._auth.generation
             left = deadline - time.monotonic()
+            if left <= 0:
+                raise _no_time_left(sent=sent)
             try:
                 return self._attempt(
                     link, rpc, request, min(left, patience if idempotent else left)

@@ -143,12 +143,13 @@ def unanswered_error(
         what: The operation and its key.
         details: The last failure, in gRPC's words.
         sent: An attempt may have reached etcd.
-        timed_out: The time was used up, rather than the connection refused.
+        timed_out: The time was used up, rather than the connection refused: an attempt waited for
+            its answer, or there was no time for one.
         write: The request may change the store.
     """
     if sent and write:
         return OutcomeUnknown(f"{what}: no answer; it may have been applied ({details})")
-    if timed_out and sent:
+    if timed_out:
         return RequestTimeout(f"{what}: no answer in time ({details})")
     if is_tls_failure(details):
         return ConnectionFailed(f"{what}: TLS handshake failed ({details})")
