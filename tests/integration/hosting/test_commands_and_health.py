@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from etcd_core import Client, Descriptor
 from etcd_core.cli import build_group
 from etcd_core.hosting import HostOptions, ServiceHost
+from etcd_core.hosting.health import check
 from etcd_core.testing import eventually
 from serving import Registry, ServerProcess, Start
 
@@ -71,14 +74,20 @@ def test_group_is_mounted(start: Start, mount: list[str], client: Client) -> Non
 
 def test_group_shows_what_is_there(ask: Ask, client: Client) -> None:
     client.config_source("app").save({"db": {"password": "hunter2", "host": "db1"}})
-    me = Descriptor(name="pay", id="pay-1", address="10.0.0.1:80", metadata={"zone": "a"})
+    me = Descriptor(
+        name="pay", id="pay-1", address="10.0.0.1:80", metadata={"zone": "a", "api-key": "hunter2"}
+    )
     with client.register(me), client.lock("nightly"), client.campaign("chief", "me"):
+        assert "registered" in ask("services")
         assert "zone=a" in ask("services")
+        assert "hunter2" not in ask("services", "--json")
         assert ask("services", "other") == "nothing\n"
         (leader,) = json.loads(ask("leaders", "--json"))
         assert (leader["name"], leader["holder"], leader["waiting"]) == ("chief", "me", 0)
+        assert leader["next"] == ""
         (lock,) = json.loads(ask("locks", "--json"))
         assert (lock["name"], lock["waiting"]) == ("nightly", 0)
+    assert "app" in ask("config")
     (stored,) = json.loads(ask("config", "--json"))
     assert (stored["name"], stored["leaves"]) == ("app", 2)
     settings = ask("config", "app")
@@ -132,10 +141,15 @@ def serving(start: Start, registry: Registry, command: str, **env: str) -> Serve
 def test_health(start: Start, registry: Registry, app: str) -> None:
     server = serving(start, registry, f"-m gunicorn -b 127.0.0.1:PORT {app}")
     found = eventually(lambda: json.loads(server.get("/etcd/health")), message="healthy")
-    assert found["status"] == "ok"
+    assert (found["status"], found["problems"]) == ("ok", [])
     assert found["etcd"]["connected"] is True
     assert found["registration"]["address"] == f"127.0.0.1:{server.port}"
-    assert 0 < found["registration"]["lease_remaining"] <= 60
+    lease = found["registration"]
+    assert 0 < lease["lease_remaining"] <= 60
+    assert lease["lease_renewed"] + lease["lease_remaining"] == pytest.approx(60, abs=0.2)
+    asked = urllib.request.Request(f"http://127.0.0.1:{server.port}/etcd/health", method="HEAD")
+    with urllib.request.urlopen(asked, timeout=5) as answer:
+        assert "no-store" in answer.headers["Cache-Control"]
     assert server.stop() == 0
 
 
@@ -148,7 +162,9 @@ def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None
     with pytest.raises(urllib.error.HTTPError) as raised:
         server.get("/etcd/health")
     assert raised.value.code == 503
-    assert json.loads(raised.value.read())["registration"] is None
+    found = json.loads(raised.value.read())
+    assert not (found["registration"] or {"registered": False})["registered"]
+    assert found["problems"] == ["shop is not registered for this process"]
     raised.value.close()
 
 
@@ -157,6 +173,29 @@ def test_leader_only_command(start: Start, registry: Registry) -> None:
     # A run keeps the other machines out for a while, also when its process has ended.
     assert "ran under" not in run(start, "-m", "django", "report")
     assert registry.events == []
+
+
+def test_health_tells_of_configurations_and_leaderships(registry: Registry) -> None:
+    host = ServiceHost(
+        HostOptions.parse({"ENDPOINTS": registry.endpoint, "PREFIX": registry.prefix})
+    )
+    source = host.client.config_source("app")
+    revision = source.save({"a": 1})
+    with source.watch(lambda snapshot: None), host.client.campaign("chief", "me"):
+
+        def followed() -> bool:
+            (found,) = [c for c in health_of(host)["configurations"] if c["name"] == "app"]
+            return found["live"] and found["stale"] is None and found["revision"] >= revision
+
+        eventually(followed, 10)
+        assert "chief" in health_of(host)["leads"]
+    assert "chief" not in health_of(host)["leads"]
+    host.close()
+
+
+def health_of(host: ServiceHost) -> Any:
+    """As a dashboard sees it."""
+    return json.loads(json.dumps(check(host).details))
 
 
 def test_admin_page_and_test_helpers_under_djangos_runner(start: Start, registry: Registry) -> None:

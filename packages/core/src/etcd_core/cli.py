@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from .errors import ConfigNotFound, EtcdError
 from .hosting import ServiceHost
+from .masking import masked, masked_metadata
 
 if TYPE_CHECKING:
     from .client import Client
     from .discovery import ServiceEvent
+    from .inventory import Instance, Queue, StoredConfig
 
 T = TypeVar("T")
+
+_WIDEST = 100
+"""Characters of a cell; ``--json`` shows all of them."""
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -44,14 +48,8 @@ def build_group(host: Callable[[], ServiceHost]) -> click.Group:
         from .inventory import read_services
 
         found = _ask(lambda: read_services(client()))
-        rows: list[dict[str, object]] = [
-            {
-                "service": name,
-                "id": instance.key.rpartition("/")[2],
-                "address": instance.info.address if instance.info else "(malformed)",
-                "metadata": dict(instance.info.metadata) if instance.info else {},
-                "lease": f"{instance.lease_id:x}",
-            }
+        rows = [
+            _instance_row(instance)
             for name, instances in found.items()
             if not names or name in names
             for instance in instances
@@ -63,14 +61,14 @@ def build_group(host: Callable[[], ServiceHost]) -> click.Group:
     def leaders(as_json: bool) -> None:
         from .inventory import read_elections
 
-        _print([asdict(each) for each in _ask(lambda: read_elections(client()))], as_json)
+        _print([_queue_row(each) for each in _ask(lambda: read_elections(client()))], as_json)
 
     @group.command(help="Locks: which lease holds them, and how many wait.")
     @_AS_JSON
     def locks(as_json: bool) -> None:
         from .inventory import read_locks
 
-        _print([asdict(each) for each in _ask(lambda: read_locks(client()))], as_json)
+        _print([_queue_row(each) for each in _ask(lambda: read_locks(client()))], as_json)
 
     @group.command(help="Stored configurations, or the settings of the one named.")
     @click.argument("name", required=False)
@@ -79,7 +77,7 @@ def build_group(host: Callable[[], ServiceHost]) -> click.Group:
         from .inventory import read_configs
 
         if name is None:
-            _print([asdict(each) for each in _ask(lambda: read_configs(client()))], as_json)
+            _print([_config_row(each) for each in _ask(lambda: read_configs(client()))], as_json)
             return
         _print(_ask(lambda: _settings(client(), name)), as_json)
 
@@ -114,9 +112,46 @@ def _sleep_until_interrupted() -> None:
         return
 
 
-def _settings(client: Client, name: str) -> list[dict[str, object]]:
-    from .inventory import masked
+def _instance_row(instance: Instance) -> dict[str, object]:
+    info = instance.info
+    return {
+        "service": instance.service,
+        "id": instance.id,
+        "address": info.address if info is not None else "",
+        "state": _state(instance),
+        "lease": f"{instance.lease_id:x}",
+        "metadata": masked_metadata(info.metadata) if info is not None else {},
+    }
 
+
+def _state(instance: Instance) -> str:
+    if instance.info is None:
+        return "malformed"
+    if not instance.lease_id:
+        return "no lease"
+    return "draining" if instance.draining else "registered"
+
+
+def _queue_row(queue: Queue) -> dict[str, object]:
+    return {
+        "name": queue.name,
+        "holder": queue.first.identity,
+        "token": queue.first.token,
+        "waiting": len(queue.waiting),
+        "next": queue.waiting[0].identity if queue.waiting else "",
+    }
+
+
+def _config_row(config: StoredConfig) -> dict[str, object]:
+    return {
+        "name": config.name,
+        "leaves": config.leaves,
+        "unreadable": len(config.table.errors),
+        "revision": config.revision,
+    }
+
+
+def _settings(client: Client, name: str) -> list[dict[str, object]]:
     snapshot = client.config_source(name).load()
     rows: list[dict[str, object]] = [
         {"setting": path, "value": masked(path, snapshot[path])} for path in sorted(snapshot)
@@ -204,6 +239,13 @@ def _table(rows: Sequence[dict[str, object]]) -> Iterable[str]:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, dict):
+    text = _spelled(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
         return " ".join(f"{name}={part}" for name, part in value.items())
-    return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -13,5 +13,5 @@ class Cluster(models.Model):
 
         managed = False
         default_permissions = ("view",)
-        verbose_name = "etcd"
-        verbose_name_plural = "etcd"
+        verbose_name = "cluster"
+        verbose_name_plural = "cluster"

@@ -16,4 +16,7 @@ from ._state import current_host
 def health(request: HttpRequest) -> JsonResponse:
     """Answer 200 while this process is ready, else 503, with the details as JSON."""
     found = check(current_host())
-    return JsonResponse(found.details, status=200 if found.ready else 503)
+    answer = JsonResponse(found.details, status=200 if found.ready else 503)
+    # Else Django would log every probe during an outage as an error, and mail it to the admins.
+    answer._has_been_logged = True  # type: ignore[attr-defined]
+    return answer

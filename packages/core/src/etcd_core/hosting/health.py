@@ -1,20 +1,19 @@
-"""The health of an application's etcd parts, as a plain mapping. No I/O; any thread.
-
-Owns the set of elections this process leads, kept by the leadership signals.
-"""
+"""The health of an application's etcd parts, as a plain mapping. No I/O; any thread; no state."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import forking, signals
+from .. import vitals
+from ..masking import masked_metadata
 from .host import ServiceHost
 
 if TYPE_CHECKING:
     from ..sharing import SharedRegistration
+    from ..vitals import ConfigurationVitals
 
 
 @dataclass(frozen=True)
@@ -35,58 +34,54 @@ def check(host: ServiceHost) -> Health:
     """Return the health of this process. Does no I/O and does not block."""
     client = host.client
     registration = host.registration
-    wanted = host.options.service_name is not None and host.serving
-    registered = registration is not None and registration.registered
-    ready = client.connected and (registered or not wanted)
+    problems = list(_problems(host))
     return Health(
-        ready,
+        not problems,
         {
-            "status": "ok" if ready else "unavailable",
+            "status": "unavailable" if problems else "ok",
+            "problems": problems,
             "pid": os.getpid(),
             "etcd": {
                 "endpoints": [str(each) for each in client.config.parsed_endpoints],
                 "prefix": client.prefix,
                 "connected": client.connected,
             },
-            "registration": _registration(registration) if registration is not None else None,
-            "leads": _leadership.names(),
+            "registration": _registration(registration, host) if registration else None,
+            "configurations": [_configuration(each) for each in vitals.configurations()],
+            "leads": sorted({each.key for each in vitals.read().leaderships}),
         },
     )
 
 
-def _registration(registration: SharedRegistration) -> dict[str, object]:
+def _problems(host: ServiceHost) -> Iterator[str]:
+    registration = host.registration
+    if not host.client.connected:
+        yield "etcd cannot be reached"
+    wanted = host.options.service_name is not None and host.serving
+    if wanted and (registration is None or not registration.registered):
+        yield f"{host.options.service_name} is not registered for this process"
+
+
+def _registration(registration: SharedRegistration, host: ServiceHost) -> dict[str, object]:
     info = registration.info
+    remaining = registration.lease_remaining
     return {
         "name": info.name,
         "id": info.id,
         "address": info.address,
-        "metadata": dict(info.metadata),
+        "metadata": masked_metadata(info.metadata),
         "registered": registration.registered,
         "lease": f"{registration.lease_id:x}",
-        "lease_remaining": round(registration.lease_remaining, 1),
+        "lease_renewed": round(max(0.0, host.options.ttl - remaining), 1),
+        "lease_remaining": round(remaining, 1),
     }
 
 
-class _Leadership:
-    """Counts what this process leads; receivers run on the dispatcher."""
-
-    def __init__(self) -> None:
-        self._held: Counter[str] = Counter()
-        signals.leadership_acquired.connect(self._acquired)
-        signals.leadership_lost.connect(self._lost)
-        forking.track(self)
-
-    def names(self) -> list[str]:
-        return sorted(name for name, count in self._held.items() if count > 0)
-
-    def after_fork_in_child(self) -> None:
-        self._held = Counter()
-
-    def _acquired(self, election: object, *, key: str, **_: object) -> None:
-        self._held[key] += 1
-
-    def _lost(self, election: object, *, key: str, **_: object) -> None:
-        self._held[key] -= 1
-
-
-_leadership = _Leadership()
+def _configuration(found: ConfigurationVitals) -> dict[str, object]:
+    return {
+        "name": found.name,
+        "revision": found.revision,
+        "live": found.live,
+        "stale": None if found.stale is None else round(found.stale, 1),
+        "rejected": found.rejected,
+    }

@@ -24,8 +24,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "etcd",
-                "verbose_name_plural": "etcd",
+                "verbose_name": "cluster",
+                "verbose_name_plural": "cluster",
                 "managed": False,
                 "default_permissions": ("view",),
             },

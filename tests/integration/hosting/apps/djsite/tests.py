@@ -1,5 +1,7 @@
 """Run by Django's own test runner, in a process of its own."""
 
+import contextlib
+import re
 import time
 import urllib.request
 
@@ -9,9 +11,10 @@ from django.test import LiveServerTestCase, TestCase
 
 import django_etcd
 from django_etcd.test import override_etcd
-from etcd_core import Descriptor
+from etcd_core import Descriptor, EtcdError
 
 PAGE = "/admin/django_etcd/cluster/"
+PARTS = ("", "fragment", "cluster.js", "cluster.css")
 
 
 class AdminPage(TestCase):
@@ -39,23 +42,42 @@ class AdminPage(TestCase):
         assert "t0k" not in page
         assert "django_etcd/cluster" in self.client.get("/admin/").content.decode()
 
-    def test_is_refused_without_the_permission(self) -> None:
+    def test_every_part_is_refused_without_the_permission(self) -> None:
         self.login("staff", permitted=False)
-        assert self.client.get(PAGE).status_code == 403
+        assert [self.client.get(PAGE + part).status_code for part in PARTS] == [403] * len(PARTS)
         self.client.logout()
-        assert self.client.get(PAGE).status_code == 302
+        assert [self.client.get(PAGE + part).status_code for part in PARTS] == [302] * len(PARTS)
 
     def test_is_read_only(self) -> None:
         self.login("viewer", permitted=True)
         for action in ("add/", "1/change/", "1/delete/", "1/history/"):
             assert self.client.get(PAGE + action).status_code == 404
-        assert self.client.post(PAGE).status_code == 405
+        assert [self.client.post(PAGE + part).status_code for part in PARTS] == [405] * len(PARTS)
+        assert [self.client.head(PAGE + part).status_code for part in PARTS] == [200] * len(PARTS)
+
+    def test_loads_nothing_but_its_own_parts(self) -> None:
+        self.login("viewer", permitted=True)
+        page = self.client.get(PAGE).content.decode()
+        loaded = re.findall(r'(?:src|href)="([^"/?#]+)', page)
+        assert loaded == ["cluster.css", "cluster.js"]
+        assert "<style" not in page
+        assert self.client.get(PAGE + "cluster.js")["Content-Type"].startswith("text/javascript")
+        assert "no-store" in self.client.get(PAGE + "fragment")["Cache-Control"]
 
     def test_tells_that_etcd_is_down(self) -> None:
         self.login("viewer", permitted=True)
         with override_etcd(ENDPOINTS=["127.0.0.1:1"]):
             page = self.client.get(PAGE).content.decode()
-        assert "etcd cannot be read" in page
+            assert "etcd cannot be read" in page
+            assert "etcd cannot be read" in self.client.get(PAGE + "fragment").content.decode()
+
+    def test_an_outage_is_not_mailed_to_the_admins_at_each_probe(self) -> None:
+        with override_etcd(ENDPOINTS=["127.0.0.1:1"]), self.assertNoLogs("django.request"):
+            with contextlib.suppress(EtcdError):
+                django_etcd.client().discover("pay")
+            assert self.client.get("/etcd/health").status_code == 503
+            self.login("viewer", permitted=True)
+            self.client.get(PAGE + "fragment")
 
     def test_has_its_migration(self) -> None:
         call_command("makemigrations", "django_etcd", check=True, dry_run=True, verbosity=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from django.core.management.base import BaseCommand, CommandError
 
 from ..._state import current_host
@@ -19,7 +21,9 @@ class Command(BaseCommand):
             from etcd_core.cli import build_group
         except ImportError as exc:
             raise SystemExit("manage.py etcd needs click: pip install 'etcd-core[cli]'") from exc
-        build_group(current_host).main(args=argv[2:], prog_name=f"{argv[0]} etcd")
+        program = os.path.basename(argv[0])
+        program = "python -m django" if program == "__main__.py" else program
+        build_group(current_host).main(args=argv[2:], prog_name=f"{program} etcd")
 
     def handle(self, *args: object, **options: object) -> None:
         """Refuse ``call_command``: the functions of ``etcd_core.inventory`` are for code."""
