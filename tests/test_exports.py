@@ -127,8 +127,9 @@ HOOKS_INTO_CELERY = CORE / "hosting" / "running.py"
 
 # A module imports only from rows above its own. Type annotations do not count.
 FLOORS = [
+    {"events"},
     {"errors", "forking", "signals"},
-    {"keys", "dispatch", "resolver", "taskrun"},
+    {"keys", "dispatch", "masking", "resolver", "taskrun", "telemetry", "vitals"},
     {"leaves", "config", "presence", "taskguard"},
     {"wire"},
     {"watch", "lease"},

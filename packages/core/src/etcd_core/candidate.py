@@ -15,6 +15,8 @@ from .contender import Contender
 from .election import Candidacy, Election, Term
 from .engine import Scope
 from .errors import ClosedError, EtcdError, LeaseLost
+from .events import Event, fields
+from .vitals import ElectionVitals, track
 from .wire.channel import Backoff
 
 _log = logging.getLogger("etcd_core.election")
@@ -50,6 +52,7 @@ class Candidate:
         self._stopping = threading.Event()
         scope.hold(self, self._candidacy.what)
         forking.track(self)
+        track(self)
         self._thread = threading.Thread(target=self._run, name=f"etcd-candidate-{key}", daemon=True)
         self._thread.start()
 
@@ -79,6 +82,10 @@ class Candidate:
         """The current leadership, or None."""
         election = self._election
         return election.term if election is not None and election.is_leader else None
+
+    def tell_vitals(self) -> ElectionVitals | None:
+        """Tell that this process stands, until closed; what it wins tells of itself."""
+        return None if self._stopping.is_set() else self._candidacy.tell_vitals()
 
     def keep_for(self, seconds: float) -> None:
         """As :meth:`Election.keep_for`, if this process leads."""
@@ -152,7 +159,11 @@ class Candidate:
                 self._failed(exc)
                 self._stopping.wait(backoff.next())
             except Exception:
-                _log.exception("the candidacy in election %r failed and goes on", self.key)
+                _log.exception(
+                    "the candidacy in election %r failed and goes on",
+                    self.key,
+                    extra=fields(Event.INTERNAL_ERROR, part="candidacy"),
+                )
                 self._stopping.wait(backoff.next())
 
     def _campaign_once(self) -> None:
@@ -186,5 +197,10 @@ class Candidate:
 
     def _failed(self, exc: EtcdError) -> None:
         if self._error is None and not isinstance(exc, LeaseLost):
-            _log.warning("%s: %s; trying again", self._candidacy.what, exc)
+            _log.warning(
+                "%s: %s; trying again",
+                self._candidacy.what,
+                exc,
+                extra=fields(Event.CANDIDACY_FAILING, election=self.key, reason=str(exc)),
+            )
         self._answered(exc)

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from . import forking
 from .config import UNSET, Config, Timeout, Tls
-from .engine import Engine, Scope
+from .engine import Announcer, Engine, Scope
 from .errors import ClosedError, InvalidArgument, PermissionDenied
 from .keys import DEFAULT_PREFIX, prefix_range_end
 
@@ -147,6 +147,7 @@ class Client:
         self._slot = slot
         self._lock = threading.Lock()
         self._scope: Scope | None = None
+        self._announcer = Announcer()
         self._raw: RawClient | None = None
         self._views: dict[str, ServiceView] = {}
         self._closed = False
@@ -232,9 +233,14 @@ class Client:
             if self._closed:
                 raise ClosedError("the client is closed")
             if self._scope is None:
-                self._scope = Scope(self._slot.engine())
+                self._scope = Scope(self._slot.engine(), self._announcer)
                 _open_clients.add(self)
             return self._scope
+
+    @property
+    def announcer(self) -> Announcer:
+        """What sends the signals about this client, and tells those who follow it. Internal."""
+        return self._announcer
 
     def after_fork_in_child(self) -> None:
         """Start afresh: what the parent holds is not ours."""

@@ -26,10 +26,11 @@ from .errors import (
     OutcomeUnknown,
     RequestTimeout,
 )
+from .events import Event
 from .keys import is_queue_key, prefix_range_end, queue_key
 from .lease import Lease
 from .ownership import GIVE_UP_SECONDS, Compare, Ownership, leave_queue
-from .watch import Delivery, Ended, Events, Watch
+from .watch import Created, Delivery, Ended, Events, Sink, Watch
 from .wire import messages as pb
 from .wire.channel import Backoff
 from .wire.rpc import OWN_TXN, RANGE, READ_TXN
@@ -84,6 +85,7 @@ class Contender:
         ttl: Seconds to ask for.
         what: The operation and its key, for errors.
         timeout: Seconds for joining; left out means ``Config.timeout``.
+        loss: What the loss of what is acquired is called in logs.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Contender:
         what: str,
         *,
         timeout: Timeout = UNSET,
+        loss: Event = Event.LOCK_LOST,
     ) -> None:
         self._timeout = timeout
+        self._loss = loss
         self._scope = scope
         self._engine = scope.engine
         self._queue = queue
@@ -115,6 +119,8 @@ class Contender:
         self._unsettled = False
         self._epoch = 0
         self._watches: list[Watch] = []
+        self._ahead: Watch | None = None
+        self._followed: bytes | None = None
 
     def __enter__(self) -> Contender:
         """Return the contender."""
@@ -218,14 +224,12 @@ class Contender:
         if self.first:
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._watch(self._key)
+        # What may have been done to our own key already is told, though up to 100 ms late.
+        self._watch(self._key, self._revision + 1, self._heed)
         backoff = Backoff(base=0.05, cap=1.0)
         while not self.first:
-            predecessor = self._predecessor
-            watch = None if predecessor is None else self._watch(predecessor)
+            self._follow()
             self._sleep(deadline)
-            if watch is not None:
-                watch.cancel()
             try:
                 self._look(self._look_seconds(deadline))
                 backoff.reset()
@@ -260,6 +264,7 @@ class Contender:
             self._value,
             self._what,
             epoch=self._epoch,
+            loss=self._loss,
         )
         self._owned = True
         return ownership
@@ -371,16 +376,37 @@ class Contender:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def _watch(self, key: bytes) -> Watch:
-        def wake(delivery: Delivery) -> None:
-            if isinstance(delivery, Ended) and isinstance(delivery.error, ClosedError):
-                self._aborted = True
-            if isinstance(delivery, (Events, Ended)):
-                self._wake.set()
+    def _follow(self) -> None:
+        """Watch the key before ours, unless that is done already.
 
-        watch = self._engine.hub.watch(
-            key, wake, start_revision=self._revision + 1, epoch=self._epoch
-        )
+        From now on, and not from where it was read: etcd serves a watch that begins in the past,
+        be it by one revision, from a loop that runs every 100 ms, and where many contend there is
+        always one. What happened before the watch began is for a look to tell.
+        """
+        if self._predecessor is None:
+            return
+        if self._ahead is not None:
+            if self._followed == self._predecessor and not self._ahead.over:
+                return
+            self._ahead.cancel()
+        self._followed = self._predecessor
+        seen = self._revision
+
+        def heed(delivery: Delivery) -> None:
+            if isinstance(delivery, Created) and delivery.revision != seen:
+                self._wake.set()
+            self._heed(delivery)
+
+        self._ahead = self._watch(self._followed, 0, heed)
+
+    def _heed(self, delivery: Delivery) -> None:
+        if isinstance(delivery, Ended) and isinstance(delivery.error, ClosedError):
+            self._aborted = True
+        if isinstance(delivery, (Events, Ended)):
+            self._wake.set()
+
+    def _watch(self, key: bytes, start_revision: int, sink: Sink) -> Watch:
+        watch = self._engine.hub.watch(key, sink, start_revision=start_revision, epoch=self._epoch)
         self._watches.append(watch)
         return watch
 

@@ -22,6 +22,7 @@ from .config import UNSET, Timeout
 from .dispatch import Strand, Subscription
 from .engine import Scope
 from .errors import DecodeError, NoInstances
+from .events import Event, fields
 from .keys import prefix_range_end, require_segment, services_prefix
 from .mirror import Cause, Change, Entry, Mirror, View
 from .registry import Descriptor
@@ -229,9 +230,7 @@ class ServiceView:
             if events:
                 self._instances = None
         if events:
-            self._scope.engine.announce(
-                signals.service_changed, self, name=self._name, events=events
-            )
+            self._scope.announce(signals.service_changed, self, name=self._name, events=events)
 
     def _rebuilt(self) -> tuple[Descriptor, ...]:
         with self._lock:
@@ -293,7 +292,11 @@ class _Feed:
             try:
                 self._handler(event)
             except Exception:  # the user's code; the events after this one are still due
-                _log.exception("%s: its handler failed", self._what)
+                _log.exception(
+                    "%s: its handler failed",
+                    self._what,
+                    extra=fields(Event.CALLBACK_FAILED, handler=self._what),
+                )
 
 
 class _Roster:
@@ -365,4 +368,8 @@ def _decode(prefix: bytes, entry: Entry) -> Descriptor | None:
 @functools.lru_cache(maxsize=1024)
 def _report(key: str, mod_revision: int, problem: str) -> None:
     """Log a malformed value, once: the cache swallows repetitions by key and revision."""
-    _log.warning("instance ignored: %s", problem)
+    _log.warning(
+        "instance ignored: %s",
+        problem,
+        extra=fields(Event.INSTANCE_IGNORED, key=key, revision=mod_revision, reason=problem),
+    )

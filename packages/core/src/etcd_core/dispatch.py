@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from . import forking
+from .events import Event, fields
 
 _log = logging.getLogger("etcd_core.dispatch")
 
@@ -106,7 +107,12 @@ class Dispatcher:
             warn = backlog >= _BACKLOG_WARNING and not strand._warned
             strand._warned = strand._warned or warn
         if warn:
-            _log.warning("%s: its handler is %d callbacks behind", strand.name, backlog)
+            _log.warning(
+                "%s: its handler is %d callbacks behind",
+                strand.name,
+                backlog,
+                extra=fields(Event.CALLBACK_BEHIND, handler=strand.name, backlog=backlog),
+            )
         return True
 
     def _wake_worker(self) -> None:
@@ -153,7 +159,11 @@ class Dispatcher:
             try:
                 callback()
             except BaseException:  # a SystemExit must not wedge the strand either
-                _log.exception("%s: a callback failed", strand.name)
+                _log.exception(
+                    "%s: a callback failed",
+                    strand.name,
+                    extra=fields(Event.CALLBACK_FAILED, handler=strand.name),
+                )
             del callback
         with self._lock:
             strand._runner = None
@@ -227,7 +237,13 @@ class Subscription:
             self._cancelled = True
             self._stop()
         if not self._strand.close(timeout):
-            _log.warning("%s: its handler still runs after %.1f s", self._strand.name, timeout)
+            name = self._strand.name
+            _log.warning(
+                "%s: its handler still runs after %.1f s",
+                name,
+                timeout,
+                extra=fields(Event.CALLBACK_RUNNING, handler=name, seconds=timeout),
+            )
 
     def close_with_client(self, timeout: float) -> None:
         """End it because the client is closed."""

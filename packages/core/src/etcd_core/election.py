@@ -20,9 +20,11 @@ from .config import UNSET, Timeout
 from .contender import Contender, TurnTimeout
 from .engine import Scope
 from .errors import CampaignTimeout, ClosedError, EtcdError, InvalidArgument, NotLeader
+from .events import Event, fields
 from .keys import election_prefix, require_name
 from .lease import normalise_ttl
 from .ownership import Compare, Owned, Ownership
+from .vitals import ElectionVitals, track
 from .wire import messages as pb
 from .wire.rpc import OWN_TXN
 
@@ -73,6 +75,7 @@ class Election(Owned):
         self._keep_until = 0.0
         self._engine = ownership.scope.engine
         forking.track(self)
+        track(self)
         self._announce(signals.leadership_acquired)
         ownership.when_lost(self._tell_lost)
 
@@ -85,6 +88,15 @@ class Election(Owned):
     def is_leader(self) -> bool:
         """Whether this process certainly leads, computed from the clock. No I/O."""
         return self._ownership.held
+
+    def tell_vitals(self) -> ElectionVitals | None:
+        """Tell whether it still leads; None once it was given up."""
+        own = self._ownership
+        if own.released:
+            return None
+        leading, prefix = own.held, self._engine.prefix
+        token = own.token if leading else None
+        return ElectionVitals(self._key, prefix, self._identity, leading, token, own.remaining)
 
     @property
     def term(self) -> Term:
@@ -187,7 +199,14 @@ class Election(Owned):
         try:
             self.resign()
         except EtcdError as exc:
-            _log.warning("election %r is left to expire: %s", self._key, exc)
+            _log.warning(
+                "election %r is left to expire: %s",
+                self._key,
+                exc,
+                extra=fields(
+                    Event.RELEASE_FAILED, kind="election", name=self._key, reason=str(exc)
+                ),
+            )
 
     def __repr__(self) -> str:
         """Return name, identity and state."""
@@ -213,7 +232,7 @@ class Election(Owned):
         self._announce(signals.leadership_lost, reason=reason)
 
     def _announce(self, signal: Signal, **extra: object) -> None:
-        self._engine.announce(
+        self._ownership.scope.announce(
             signal, self, key=self._key, identity=self._identity, token=self.token, **extra
         )
 
@@ -245,10 +264,22 @@ class Candidacy:
         _encode(what, identity)
         return cls(scope, key, identity, normalise_ttl(what, ttl, DEFAULT_TTL), what)
 
+    def tell_vitals(self) -> ElectionVitals:
+        """Tell that this process stands; the election that it wins tells the rest."""
+        prefix = self.scope.engine.prefix
+        return ElectionVitals(self.key, prefix, self.identity, False, None, 0.0)
+
     def contender(self) -> Contender:
         """Return a new try to win."""
         queue_prefix = election_prefix(self.scope.engine.prefix, self.key).encode()
-        return Contender(self.scope, queue_prefix, self.identity.encode(), self.ttl, self.what)
+        return Contender(
+            self.scope,
+            queue_prefix,
+            self.identity.encode(),
+            self.ttl,
+            self.what,
+            loss=Event.LEADERSHIP_LOST,
+        )
 
     def won(self, contender: Contender) -> Election:
         """Return the election that ``contender`` won; the client holds it from now on."""
@@ -268,6 +299,7 @@ def campaign(
     candidacy = Candidacy.check(scope, key, identity, ttl)
     if timeout is not None and (isinstance(timeout, bool) or timeout < 0):
         raise InvalidArgument(f"{candidacy.what}: timeout must be None or >= 0 s, not {timeout!r}")
+    track(candidacy)
     with candidacy.contender() as contender:
         contender.join()
         try:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from blinker import Signal
@@ -20,11 +20,16 @@ from . import forking, signals
 from .config import Config
 from .dispatch import Dispatcher
 from .errors import ClosedError, EtcdError
+from .events import Event, fields
 from .lease import LeaseKeeper
+from .vitals import ClientVitals, track
 from .watch import WatchHub
 from .wire.channel import Channel, ResetNotice
 
 _log = logging.getLogger("etcd_core.client")
+
+Relay = Callable[[Signal, object, Mapping[str, object]], object]
+"""Takes a signal that concerns one client, its sender and its keywords."""
 
 
 class Holding(Protocol):
@@ -46,20 +51,42 @@ class Engine:
         self.config = config
         self.dispatcher = Dispatcher()
         self._announcements = self.dispatcher.strand("signals")
+        self._scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
+        self._scopes_lock = threading.Lock()
         self.channel = Channel(
             config, interceptors, on_reset=self._on_reset, on_state=self._on_state
         )
         self.keeper = LeaseKeeper(self.channel, config.lease_pool)
         self.hub = WatchHub(self.channel)
+        track(self)
 
     @property
     def prefix(self) -> str:
         """The client's key prefix."""
         return self.config.prefix
 
-    def announce(self, signal: Signal, sender: object, **payload: object) -> None:
-        """Send ``signal`` from the dispatcher; never blocks."""
-        self._announcements.post(lambda: signals.send(signal, sender, **payload))
+    def join(self, scope: Scope) -> None:
+        """Have ``scope`` told what concerns the whole engine."""
+        with self._scopes_lock:
+            self._scopes.add(scope)
+
+    def post(self, announcement: Callable[[], object]) -> None:
+        """Have signals sent from the dispatcher, in order; never blocks."""
+        self._announcements.post(announcement)
+
+    def tell_vitals(self) -> ClientVitals | None:
+        """Tell how the connection, the leases and the watches are; None once closed."""
+        if self.channel.closed:
+            return None
+        steady = self.channel.steady_for
+        return ClientVitals(
+            prefix=self.prefix,
+            endpoints=tuple(self.config.endpoints),
+            connected=None if steady is None else self.channel.connected,
+            seconds=steady,
+            leases=self.keeper.vitals(),
+            watches=self.hub.vitals(),
+        )
 
     def close(self, timeout: float) -> None:
         """End everything within about ``timeout`` seconds: waiters first, then what is held.
@@ -78,10 +105,21 @@ class Engine:
         if self._announcements.post(done.set):
             done.wait(timeout)
 
+    def _announce(self, signal: Signal, **payload: object) -> None:
+        """Send what concerns every client of this engine; never blocks."""
+
+        def send() -> None:
+            signals.send(signal, None, **payload)
+            with self._scopes_lock:
+                scopes = [scope for scope in self._scopes if not scope.closed]
+            for scope in scopes:
+                scope.announcer.pass_on(signal, None, payload)
+
+        self.post(send)
+
     def _on_reset(self, notice: ResetNotice) -> None:
-        self.announce(
+        self._announce(
             signals.cluster_reset,
-            None,
             prefix=self.prefix,
             before=notice.before,
             after=notice.after,
@@ -89,9 +127,8 @@ class Engine:
         self.hub.reset(self.channel.store.epoch)
 
     def _on_state(self, connected: bool, reason: str) -> None:
-        self.announce(
+        self._announce(
             signals.connection_state_changed,
-            None,
             prefix=self.prefix,
             endpoints=self.channel.endpoints.addresses,
             connected=connected,
@@ -99,20 +136,66 @@ class Engine:
         )
 
 
+class Announcer:
+    """Sends the signals about one client: to the signals' receivers, and to who follows the client.
+
+    What concerns a client is its connection and what was made by it: registrations, locks,
+    elections, views, configurations and guarded tasks. Safe to use from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._followers: list[Relay] = []
+
+    def follow(self, relay: Relay) -> None:
+        """Have ``relay`` called for every signal about this client, where it is sent."""
+        self._followers.append(relay)
+
+    def is_heard(self, signal: Signal) -> bool:
+        """Tell whether anybody may listen to ``signal``, so that making it up is worth it."""
+        return bool(signal.receivers) or bool(self._followers)
+
+    def send(self, signal: Signal, sender: object, **payload: object) -> None:
+        """Send ``signal`` in the calling thread."""
+        signals.send(signal, sender, **payload)
+        self.pass_on(signal, sender, payload)
+
+    def pass_on(self, signal: Signal, sender: object, payload: Mapping[str, object]) -> None:
+        """Tell the followers only."""
+        for relay in tuple(self._followers):
+            try:
+                relay(signal, sender, payload)
+            except Exception:
+                _log.exception(
+                    "passing %r on failed",
+                    signal,
+                    extra=fields(Event.INTERNAL_ERROR, part="signals"),
+                )
+
+
 class Scope:
     """An engine and what one client holds on it. Safe to use from any thread.
 
     Several clients may share an engine (``shared_client``); closing one lets go of its own holdings
     only.
+
+    Args:
+        engine: What the client stands on in this process.
+        announcer: Sends the signals about this client.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, announcer: Announcer) -> None:
         self.engine = engine
+        self.announcer = announcer
         self._lock = threading.Lock()
         self._held: dict[int, Holding] = {}
         self._held_weakly: weakref.WeakValueDictionary[int, Holding] = weakref.WeakValueDictionary()
         self._closed = False
+        engine.join(self)
         forking.track(self)
+
+    def announce(self, signal: Signal, sender: object, **payload: object) -> None:
+        """Send ``signal`` about something of this client, from the dispatcher; never blocks."""
+        self.engine.post(lambda: self.announcer.send(signal, sender, **payload))
 
     def after_fork_in_child(self) -> None:
         """Replace the lock another thread may have held; what is held is the parent's."""
@@ -162,4 +245,6 @@ class Scope:
             except EtcdError as exc:
                 _log.debug("closing: %s", exc)
             except Exception:
-                _log.exception("closing %r failed", holding)
+                _log.exception(
+                    "closing %r failed", holding, extra=fields(Event.INTERNAL_ERROR, part="close")
+                )

@@ -13,6 +13,8 @@ import os
 import weakref
 from typing import Protocol
 
+from .events import Event, fields
+
 _log = logging.getLogger("etcd_core.forking")
 
 
@@ -46,7 +48,11 @@ def _after_fork_in_child() -> None:
             obj.after_fork_in_child()
         except Exception:
             # The others must hear of the fork all the same.
-            _log.exception("%r could not be reset in a forked child", obj)
+            _log.exception(
+                "%r could not be reset in a forked child",
+                obj,
+                extra=fields(Event.INTERNAL_ERROR, part="fork"),
+            )
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,9 +6,10 @@ what makes a write exactly-once: a copy that arrives late, or twice, finds it br
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeAlias
 
@@ -97,7 +98,8 @@ def make_plan(base: View, claim: Claim, prefix: bytes) -> Plan:
     writes = [key for key, raw in wanted.items() if _bytes_of(base, key) != raw]
     flat = len(writes) < MAX_OPERATIONS
     room = MAX_OPERATIONS if flat else _ROOT_SLOTS
-    compares = _guard(base, claim, writes, prefix, room)
+    # One more than there is room for, and not one for each of ten thousand keys.
+    compares = list(itertools.islice(_guard(base, claim, writes, prefix, room), room + 1))
     operations = [_operation(key, wanted[key]) for key in writes]
     if not flat:
         operations = _nested(
@@ -113,17 +115,18 @@ def make_plan(base: View, claim: Claim, prefix: bytes) -> Plan:
 
 def _guard(
     base: View, claim: Claim, writes: Sequence[bytes], prefix: bytes, room: int
-) -> list[pb.Compare]:
-    """Return the compares that fail when somebody else wrote since ``base``, best first.
+) -> Iterator[pb.Compare]:
+    """Yield the compares that fail when somebody else wrote since ``base``, best first.
 
     The one over the range sees edits and additions; a deletion only shows at the key itself.
     """
     keys = dict.fromkeys([*writes, *claim.wanted])
     if not claim.whole and len(keys) + len(claim.ranges) <= room:
-        ranges = [_no_newer(key, end, base.revision) for key, end in claim.ranges]
-        return ranges + [_unchanged(base, key) for key in keys]
-    over_all = _range_guard(base, prefix)
-    return [over_all, *(_unchanged(base, key) for key in keys if key in base.entries)]
+        yield from (_no_newer(key, end, base.revision) for key, end in claim.ranges)
+        yield from (_unchanged(base, key) for key in keys)
+        return
+    yield _range_guard(base, prefix)
+    yield from (_unchanged(base, key) for key in keys if key in base.entries)
 
 
 def _range_guard(base: View, prefix: bytes) -> pb.Compare:

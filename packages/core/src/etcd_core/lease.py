@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from . import forking
 from .config import UNSET, Timeout
 from .errors import ClosedError, EtcdError, InvalidArgument, LeaseLost
+from .events import Event, fields
+from .vitals import LeaseVitals
 from .wire import messages as pb
 from .wire.channel import Backoff, CallFailed, Channel, Duplex
 from .wire.classify import Kind, lease_exists
@@ -420,6 +422,13 @@ class LeaseKeeper:
             self._settle_armed = True
         self.call_later(SETTLE_SECONDS, self._run_settled)
 
+    def vitals(self) -> LeaseVitals:
+        """Tell how many leases there are and how long the first of them lasts."""
+        # A copy is one step of the interpreter, so the thread may go on meanwhile.
+        leases = [renewal.lease for renewal in self._renewals.copy().values()]
+        left = [lease.remaining for lease in leases if lease.lost_reason is None]
+        return LeaseVitals(len(left), max(0.0, min(left)) if left else None)
+
     def close(self, timeout: float) -> None:
         """Revoke every lease, spare or in use, and end the thread.
 
@@ -482,7 +491,10 @@ class LeaseKeeper:
             return False
         except Exception:
             # Leases still die on time by their own deadlines; a bug here must not end renewals.
-            _log.exception("the keep-alive thread failed and goes on")
+            _log.exception(
+                "the keep-alive thread failed and goes on",
+                extra=fields(Event.INTERNAL_ERROR, part="keep-alive"),
+            )
             time.sleep(_GRANULARITY)
         return True
 
@@ -605,7 +617,9 @@ class LeaseKeeper:
         try:
             action()
         except Exception:
-            _log.exception("a delayed action failed")
+            _log.exception(
+                "a delayed action failed", extra=fields(Event.INTERNAL_ERROR, part="keep-alive")
+            )
 
     def _bury(self, now: float) -> None:
         for renewal in [r for r in self._renewals.values() if r.lease.deadline <= now]:
@@ -680,7 +694,10 @@ class LeaseKeeper:
             self._after_failure(line, exc)
         except Exception as exc:
             reason = str(exc)
-            _log.exception("reading keep-alive answers failed")
+            _log.exception(
+                "reading keep-alive answers failed",
+                extra=fields(Event.INTERNAL_ERROR, part="keep-alive"),
+            )
         finally:
             self._inbox.put(_Ended(line, reason))
 

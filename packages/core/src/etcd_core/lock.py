@@ -16,6 +16,7 @@ from .config import Timeout
 from .contender import Contender, TurnTimeout
 from .engine import Scope
 from .errors import ClosedError, EtcdError, InvalidArgument, LeaseLost, LockTimeout
+from .events import Event, fields
 from .keys import lock_prefix, require_name
 from .lease import normalise_ttl
 from .ownership import Owned, Ownership
@@ -47,12 +48,12 @@ class Lock(Owned):
     def __init__(self, key: str, ownership: Ownership) -> None:
         super().__init__(key, ownership)
         me = weakref.ref(self)
-        engine = ownership.scope.engine
+        scope = ownership.scope
 
         def announce(reason: str) -> None:
             lock = me()
             if lock is not None:
-                engine.announce(signals.lock_lost, lock, key=key, reason=reason)
+                scope.announce(signals.lock_lost, lock, key=key, reason=reason)
 
         ownership.when_lost(announce)
 
@@ -99,7 +100,12 @@ class Lock(Owned):
         try:
             self.unlock()
         except EtcdError as exc:
-            _log.warning("lock %r is left to expire: %s", self._key, exc)
+            _log.warning(
+                "lock %r is left to expire: %s",
+                self._key,
+                exc,
+                extra=fields(Event.RELEASE_FAILED, kind="lock", name=self._key, reason=str(exc)),
+            )
 
     def __repr__(self) -> str:
         """Return the name and the state."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from .config import UNSET, Timeout
 from .dispatch import Strand
 from .engine import Engine
 from .errors import ClosedError, ClusterReset, Compacted, EtcdError
+from .events import Event, fields
 from .watch import Created, Delivery, Ended, Events, Progress, Watch
 from .wire import messages as pb
 from .wire.channel import Backoff, Channel
@@ -144,7 +146,7 @@ class Mirror:
         self._lock = threading.Lock()
         self._view = _NOTHING
         self._watch: Watch | None = None
-        self._live = False
+        self._blind_since: float | None = time.monotonic()
         self._closed = False
         self._forked = False
         forking.track(self)
@@ -159,7 +161,16 @@ class Mirror:
     @property
     def stale(self) -> bool:
         """Whether changes may be missing right now: no live watch, or etcd cannot be reached."""
-        return not self._live or not self._engine.channel.connected
+        return self.stale_for is not None
+
+    @property
+    def stale_for(self) -> float | None:
+        """Seconds since it is :attr:`stale`; None while it is not."""
+        away, watch = self._engine.channel.away_for, self._watch
+        since = (self._blind_since, watch.down_since if watch is not None else None)
+        now = time.monotonic()
+        spells = [away, *(now - start if start is not None else None for start in since)]
+        return max((spell for spell in spells if spell is not None), default=None)
 
     @property
     def closed(self) -> bool:
@@ -211,7 +222,7 @@ class Mirror:
             return
         with self._lock:
             self._closed = True
-            self._live = False
+            self._go_blind()
             watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
@@ -221,13 +232,16 @@ class Mirror:
         """Be closed in the child: the watch and the strands are the parent's."""
         self._lock = threading.Lock()
         self._closed = self._forked = True
-        self._live = False
+        self._go_blind()
         self._watch = None
 
     def _read(self, timeout: Timeout) -> View:
         return read_range(
             self._engine.channel, self._key, self._range_end, what=self._what, timeout=timeout
         )
+
+    def _go_blind(self) -> None:
+        self._blind_since = self._blind_since or time.monotonic()
 
     def _watch_from(self, revision: int, epoch: int) -> None:
         watch = self._engine.hub.watch(
@@ -249,7 +263,8 @@ class Mirror:
         if isinstance(delivery, Events):
             self._apply(delivery)
         elif isinstance(delivery, Created):
-            self._live = not self._closed
+            if not self._closed:
+                self._blind_since = None
         elif isinstance(delivery, Progress):
             self._advance(delivery.revision)
         elif isinstance(delivery, Ended):
@@ -277,10 +292,15 @@ class Mirror:
                 self._view = View(revision, self._view.entries)
 
     def _on_ended(self, error: EtcdError) -> None:
-        self._live = False
+        self._go_blind()
         if self._closed or isinstance(error, ClosedError):
             return
-        _log.info("%s: reading it anew: %s", self._what, error)
+        _log.info(
+            "%s: reading it anew: %s",
+            self._what,
+            error,
+            extra=fields(Event.WATCH_RESYNC, watch=self._what, reason=str(error)),
+        )
         cause = Cause.RESET if isinstance(error, ClusterReset) else Cause.RESYNC
         self._own.post(lambda: self._resync(cause))
 
@@ -300,8 +320,13 @@ class Mirror:
                 return
             except EtcdError as exc:
                 if not warned and not exc.retryable:
-                    _log.warning("%s: cannot be read, trying again: %s", self._what, exc)
                     warned = True
+                    _log.warning(
+                        "%s: cannot be read, trying again: %s",
+                        self._what,
+                        exc,
+                        extra=fields(Event.WATCH_FAILING, watch=self._what, reason=str(exc)),
+                    )
             try:
                 self._engine.channel.pause(backoff.next())
             except ClosedError:

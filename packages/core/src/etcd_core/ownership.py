@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from . import forking
 from .engine import Scope
 from .errors import ClosedError, EtcdError, NoSpace
+from .events import Event, fields
 from .lease import Lease
 from .watch import Delivery, Ended, Events, Watch
 from .wire import messages as pb
@@ -111,6 +112,7 @@ class Ownership:
         value: What the key holds.
         what: The operation and key, for errors.
         epoch: The store's epoch before our key was put: a reset since then must not be missed.
+        loss: What its loss is called in logs.
     """
 
     def __init__(
@@ -124,8 +126,10 @@ class Ownership:
         what: str,
         *,
         epoch: int,
+        loss: Event = Event.LOCK_LOST,
     ) -> None:
         self._epoch = epoch
+        self._loss = loss
         self.scope = scope
         self.lease = lease
         self.key = key
@@ -278,7 +282,17 @@ class Ownership:
         self.done.set()
         if watch is not None:
             watch.cancel()
-        _log.warning("%s: lost: %s", self._what, reason)
+        _log.warning(
+            "%s: lost: %s",
+            self._what,
+            reason,
+            extra=fields(
+                self._loss,
+                key=self.key.decode(errors="backslashreplace"),
+                token=self.token,
+                reason=reason,
+            ),
+        )
         if tell is not None:
             tell(reason)
 

@@ -1,8 +1,9 @@
 """Which processes of this machine serve one address: a lock file that the kernel releases.
 
 Every process holds the file's shared lock while it serves. Whoever leaves and then gets the
-exclusive lock was the last one. A process that is killed leaves with its file descriptor. Owned by
-the one thread that looks after a shared registration; nothing here does network I/O.
+exclusive lock was the last one. A process that is killed leaves with its file descriptor. Beside it
+lies the mark that the address was drained. Owned by the one thread that looks after a shared
+registration; nothing here does network I/O.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +84,38 @@ class Presence:
         with suppress(OSError):
             (runtime_directory() / self._file_name).unlink()
 
+    def mark_drained(self) -> None:
+        """Note that the processes which serve the address now are being drained.
+
+        Raises:
+            OSError: The runtime directory cannot be used.
+        """
+        boot = _boot()
+        if boot is not None:
+            self._mark().write_text(f"{boot} {_since_boot()}")
+
+    def unmark_drained(self) -> None:
+        """Take :meth:`mark_drained` back."""
+        with suppress(OSError):
+            self._mark().unlink()
+
+    def drained_since(self, started: float | None) -> bool:
+        """Tell whether the address was drained after a server started.
+
+        Args:
+            started: As :func:`started_at` gives it.
+        """
+        if started is None:
+            return False
+        try:
+            boot, _, moment = self._mark().read_text().partition(" ")
+            return boot == _boot() and float(moment) >= started
+        except (OSError, ValueError):
+            return False
+
+    def _mark(self) -> Path:
+        return runtime_directory() / f"{self._file_name}.drained"
+
     def after_fork_in_child(self) -> None:
         """Let go of the inherited descriptor: a child must not look like a serving process."""
         fd, self._fd = self._fd, None
@@ -125,6 +159,26 @@ def runtime_directory() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PermissionError(f"{path} must be a directory that only its owner can write to")
     return path
+
+
+def started_at(pid: int) -> float | None:
+    """Return the seconds from the machine's boot to the start of a process; None if not known."""
+    with suppress(OSError, ValueError, IndexError):
+        # The second field, the program's name, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _since_boot() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _boot() -> str | None:
+    """Return what tells this run of the machine from the next; None where that is not known."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
 
 
 def machine_id() -> str:

@@ -34,8 +34,10 @@ from .errors import (
     OutcomeUnknown,
     RequestTimeout,
 )
+from .events import Event, fields
 from .keys import service_key
 from .lease import Lease, normalise_ttl
+from .vitals import RegistrationVitals, track
 from .watch import Created, Delivery, Ended, Events, Watch
 from .wire import messages as pb
 from .wire.channel import Backoff
@@ -230,7 +232,17 @@ class Registration:
         revision = self._stored.revision + 1
         self._engine.keeper.call_when_settled(lambda: self._begin_to_follow(revision, epoch))
         self._tell_when_lost(self._lease)
-        self._engine.announce(signals.service_registered, self, info=self._info, repaired=False)
+        track(self)
+        self._scope.announce(signals.service_registered, self, info=self._info, repaired=False)
+
+    def tell_vitals(self) -> RegistrationVitals | None:
+        """Tell how it is; None where it has ended, unless another process ended it."""
+        if self._over not in (None, "replaced"):
+            return None
+        info, lease = self._info, self._lease
+        return RegistrationVitals(
+            info.name, info.id, info.address, self.registered, max(0.0, lease.remaining)
+        )
 
     def abandon(self) -> None:
         """Leave nothing behind: entering failed. Internal; takes about a second at most."""
@@ -325,7 +337,11 @@ class Registration:
             self._complain(exc)
             self._wake()
         except Exception:
-            _log.exception("%s: looking after it failed; trying again", self._what)
+            _log.exception(
+                "%s: looking after it failed; trying again",
+                self._what,
+                extra=fields(Event.INTERNAL_ERROR, part="registration"),
+            )
             self._wake()
         finally:
             self._turn.release()
@@ -335,7 +351,16 @@ class Registration:
             _log.debug("%s: trying again: %s", self._what, exc)
             return
         self._complained = True
-        _log.warning("%s: cannot be repaired yet, trying again: %s", self._what, exc)
+        _log.warning(
+            "%s: cannot be repaired yet, trying again: %s",
+            self._what,
+            exc,
+            extra=self._fields(Event.REGISTRATION_FAILING, str(exc)),
+        )
+
+    def _fields(self, event: Event, reason: str | None) -> dict[str, object]:
+        info = self._info
+        return fields(event, service=info.name, id=info.id, reason=reason)
 
     # -- whoever has the turn ------------------------------------------------------------------
 
@@ -500,8 +525,12 @@ class Registration:
             info = self._info
         self._tidy()
         if repaired:
-            _log.info("%s: registered again", self._what)
-            self._engine.announce(signals.service_registered, self, info=info, repaired=True)
+            _log.info(
+                "%s: registered again",
+                self._what,
+                extra=self._fields(Event.REGISTRATION_RESTORED, None),
+            )
+            self._scope.announce(signals.service_registered, self, info=info, repaired=True)
 
     def _tidy(self) -> None:
         """Revoke the leases the key hung on before; only now, so that watchers see no removal."""
@@ -519,8 +548,13 @@ class Registration:
                 return
             self._lost = True
             info = self._info
-        _log.warning("%s: lost (%s); registering again", self._what, reason)
-        self._engine.announce(signals.registration_lost, self, info=info, reason=reason)
+        _log.warning(
+            "%s: lost (%s); registering again",
+            self._what,
+            reason,
+            extra=self._fields(Event.REGISTRATION_LOST, reason),
+        )
+        self._scope.announce(signals.registration_lost, self, info=info, reason=reason)
 
     def _replaced(self) -> None:
         with self._lock:
@@ -528,8 +562,12 @@ class Registration:
                 return
             self._over = "replaced"
             lease, info = self._lease, self._info
-        _log.warning("%s: another live process has taken the id; not repaired", self._what)
-        self._engine.announce(signals.registration_lost, self, info=info, reason="replaced")
+        _log.warning(
+            "%s: another live process has taken the id; not repaired",
+            self._what,
+            extra=self._fields(Event.REGISTRATION_REPLACED, "replaced"),
+        )
+        self._scope.announce(signals.registration_lost, self, info=info, reason="replaced")
         self._scope.let_go(self)
         self._unfollow()
         # The successor's key hangs on another lease, so ending ours cannot take it away.
@@ -604,7 +642,7 @@ class Registration:
             self._failure = OutcomeUnknown(f"{self._what}: deregister was interrupted")
             raise
         else:
-            self._engine.announce(signals.service_deregistered, self, info=self._info)
+            self._scope.announce(signals.service_deregistered, self, info=self._info)
         finally:
             self._finished.set()
 

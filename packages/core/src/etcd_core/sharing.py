@@ -33,10 +33,12 @@ from .errors import (
     PermissionDenied,
     RequestTimeout,
 )
+from .events import Event, fields
 from .keys import prefix_range_end, service_key, services_prefix
 from .lease import Lease, normalise_ttl
 from .mirror import read_range
 from .presence import Presence, machine_id
+from .vitals import RegistrationVitals, track
 from .watch import Delivery, Ended, Events, Watch
 from .wire import messages as pb
 from .wire.channel import Backoff
@@ -78,9 +80,17 @@ class SharedRegistration:
         scope: The client's engine and holdings.
         descriptor: What to register; processes with an equal name and id share the entry.
         ttl: Seconds after which etcd removes the entry if all the processes die; default 15.
+        server_started: When the server that this process is a part of began, in seconds since the
+            boot. What was drained later than that stays so: a recycled worker is no new server.
     """
 
-    def __init__(self, scope: Scope, descriptor: Descriptor, ttl: float | None = None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        descriptor: Descriptor,
+        ttl: float | None = None,
+        server_started: float | None = None,
+    ) -> None:
         descriptor.validate()
         self._scope = scope
         self._engine = scope.engine
@@ -97,7 +107,8 @@ class SharedRegistration:
         self._over = ""
         self._in_place = False
         # Below: owned by the thread.
-        self._presence = Presence(f"{','.join(sorted(scope.engine.config.endpoints))} {key}")
+        self._presence = _presence(scope, key)
+        self._server_started = server_started
         self._lease: Lease | None = None
         self._watch: Watch | None = None
         self._insist = True
@@ -141,6 +152,16 @@ class SharedRegistration:
         """
         self._scope.hold(self, self._what)
         self._thread.start()
+        track(self)
+
+    def tell_vitals(self) -> RegistrationVitals | None:
+        """Tell how it is; None where this process left, unless another machine took the id."""
+        if self._over not in ("", "replaced"):
+            return None
+        info = self._info
+        return RegistrationVitals(
+            info.name, info.id, info.address, self.registered, self.lease_remaining
+        )
 
     def update(
         self,
@@ -254,7 +275,11 @@ class SharedRegistration:
         except ClosedError:
             self._leave(keep_entry=True, drain=0.0)
         except Exception:
-            _log.exception("%s: looking after it failed; trying again", self._what)
+            _log.exception(
+                "%s: looking after it failed; trying again",
+                self._what,
+                extra=fields(Event.INTERNAL_ERROR, part="registration"),
+            )
             self._retry_later()
 
     def _next_action(self) -> Callable[[], object]:
@@ -273,6 +298,8 @@ class SharedRegistration:
             if not self._presence.enter():
                 self._retry_at = time.monotonic() + _ENTER_PAUSE
                 return None
+            if self._presence.drained_since(self._server_started):
+                self._info = _as_draining(self._info)
             settled = self._place()
         except ClosedError:
             raise
@@ -295,7 +322,16 @@ class SharedRegistration:
             _log.debug("%s: trying again: %s", self._what, exc)
             return
         self._complained = True
-        _log.warning("%s: not in place, trying again: %s", self._what, exc)
+        _log.warning(
+            "%s: not in place, trying again: %s",
+            self._what,
+            exc,
+            extra=self._fields(Event.REGISTRATION_FAILING, str(exc)),
+        )
+
+    def _fields(self, event: Event, reason: str | None) -> dict[str, object]:
+        info = self._info
+        return fields(event, service=info.name, id=info.id, reason=reason)
 
     def _place(self) -> bool:
         """Write the key where need be; return False if what is there must be written over."""
@@ -364,9 +400,16 @@ class SharedRegistration:
         self._backoff.reset()
         repaired, self._lost = self._lost, False
         if repaired or not self._registered_once:
-            _log.info("%s: %s", self._what, "registered again" if repaired else "in place")
+            _log.info(
+                "%s: %s",
+                self._what,
+                "registered again" if repaired else "in place",
+                extra=self._fields(
+                    Event.REGISTRATION_RESTORED if repaired else Event.REGISTRATION_MADE, None
+                ),
+            )
             self._registered_once = True
-            self._engine.announce(
+            self._scope.announce(
                 signals.service_registered, self, info=self._info, repaired=repaired
             )
 
@@ -432,18 +475,29 @@ class SharedRegistration:
         if self._lost or self._over:
             return
         self._lost = True
-        _log.warning("%s: lost (%s); registering again", self._what, reason)
-        self._engine.announce(signals.registration_lost, self, info=self._info, reason=reason)
+        _log.warning(
+            "%s: lost (%s); registering again",
+            self._what,
+            reason,
+            extra=self._fields(Event.REGISTRATION_LOST, reason),
+        )
+        self._scope.announce(signals.registration_lost, self, info=self._info, reason=reason)
 
     def _replaced(self) -> None:
-        _log.warning("%s: another live process has taken the id; not repaired", self._what)
+        _log.warning(
+            "%s: another live process has taken the id; not repaired",
+            self._what,
+            extra=self._fields(Event.REGISTRATION_REPLACED, "replaced"),
+        )
         self._over = "replaced"
-        self._engine.announce(signals.registration_lost, self, info=self._info, reason="replaced")
+        self._scope.announce(signals.registration_lost, self, info=self._info, reason="replaced")
         self._let_go(keep_entry=False)
 
     def _change(self, info: Descriptor, answer: _Answer) -> None:
         self._info = info
         self._insist = True
+        if info.metadata.get("status") != DRAINING:
+            self._presence.unmark_drained()
         if self._lost:
             answer.give()
             self._settle()
@@ -491,21 +545,25 @@ class SharedRegistration:
             _log.debug("%s: the entry is left to expire: %s", self._what, exc)
             return
         if self._over == "left":
-            self._engine.announce(signals.service_deregistered, self, info=self._info)
+            self._scope.announce(signals.service_deregistered, self, info=self._info)
 
     def _drain(self, seconds: float, *, announce: bool) -> None:
         if announce:
             try:
                 write_draining(self._engine, self._key, self._info, self._lease_id)
             except EtcdError as exc:
-                _log.warning("%s: could not be marked as draining: %s", self._what, exc)
+                _log.warning(
+                    "%s: could not be marked as draining: %s",
+                    self._what,
+                    exc,
+                    extra=self._fields(Event.REGISTRATION_FAILING, str(exc)),
+                )
         self._hurry.wait(seconds)
 
 
 def write_draining(engine: Engine, key: bytes, info: Descriptor, lease_id: int) -> bool:
     """Mark an entry as draining if it still hangs on ``lease_id``; tell whether it did. Blocks."""
-    draining = replace(info, metadata={**info.metadata, "status": DRAINING})
-    put = pb.PutRequest(key=key, value=draining.encode(), lease=lease_id)
+    put = pb.PutRequest(key=key, value=_as_draining(info).encode(), lease=lease_id)
     request = pb.TxnRequest(
         compare=[
             pb.Compare(key=key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease_id)
@@ -519,7 +577,8 @@ def write_draining(engine: Engine, key: bytes, info: Descriptor, lease_id: int) 
 def drain_here(scope: Scope, name: str) -> list[Descriptor]:
     """Mark the entries that processes of this machine and user share as draining. Blocks.
 
-    For a hook that runs before the server is told to stop.
+    For a hook that runs before the server is told to stop. A worker that the server starts from now
+    on keeps the mark; another server does not.
 
     Returns:
         The entries marked.
@@ -535,9 +594,19 @@ def drain_here(scope: Scope, name: str) -> list[Descriptor]:
         if entry.lease != lease_id:
             continue
         info = Descriptor.decode(entry.value, entry.key.decode())
+        # First: a worker that starts in between must not write its own value over it.
+        _presence(scope, entry.key.decode()).mark_drained()
         if write_draining(scope.engine, entry.key, info, lease_id):
             marked.append(info)
     return marked
+
+
+def _as_draining(info: Descriptor) -> Descriptor:
+    return replace(info, metadata={**info.metadata, "status": DRAINING})
+
+
+def _presence(scope: Scope, key: str) -> Presence:
+    return Presence(f"{','.join(sorted(scope.engine.config.endpoints))} {key}")
 
 
 def _lease_id(key: str) -> int:

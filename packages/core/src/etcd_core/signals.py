@@ -17,6 +17,8 @@ from typing import Final
 
 from blinker import Namespace, Signal
 
+from .events import Event, fields
+
 _log = logging.getLogger("etcd_core.signals")
 _namespace = Namespace()
 
@@ -92,4 +94,9 @@ def send(signal: Signal, sender: object, **payload: object) -> None:
         try:
             receiver(sender, **payload)
         except Exception:  # the receiver is the user's code
-            _log.exception("a receiver of %r failed", signal)
+            name = getattr(signal, "name", "")
+            _log.exception(
+                "a receiver of %r failed",
+                signal,
+                extra=fields(Event.CALLBACK_FAILED, handler=f"signal {name}"),
+            )

@@ -16,6 +16,7 @@ from .config import UNSET, Timeout
 from .dispatch import Subscription
 from .engine import Scope
 from .errors import ConfigNotFound, Conflict, EtcdError, InvalidArgument
+from .events import Event, fields
 from .guarded import Claim, Plan, Wanted, Writer, make_plan
 from .keys import config_prefix, prefix_range_end, require_name
 from .leaves import Value, decode_leaf, encode_leaf, flatten, leaf_path
@@ -30,6 +31,7 @@ from .snapshot import (
     is_table,
     tables_of,
 )
+from .vitals import ConfigurationVitals, track
 from .wire.channel import StoreClock
 
 __all__ = ["ConfigDiff", "ConfigSnapshot", "ConfigSource"]
@@ -271,7 +273,7 @@ class ConfigSource:
         def snapshot(view: View, cause: Cause) -> ConfigSnapshot:
             return self._snapshot(view, cause, store, store.epoch)
 
-        watcher = _Watcher(self, snapshot, on_change, since)
+        watcher = _Watcher(self, scope, mirror, snapshot, on_change, since)
         if since is not None and since._origin == Origin(weakref.ref(store), store.epoch):
             # Subscribed first: nothing may be missed between the start and the subscription.
             strand = mirror.subscribe(watcher, what, initial=False)
@@ -290,6 +292,7 @@ class ConfigSource:
         except EtcdError:
             subscription.cancel()
             raise
+        track(watcher)
         return subscription
 
     # -- internal ------------------------------------------------------------------------------
@@ -350,16 +353,22 @@ class ConfigSource:
         try:
             gone = writer.vanished(plan, revision)
         except EtcdError as exc:
-            _log.warning("%s: keys had been deleted since the snapshot (%s)", what, exc)
+            _log.warning(
+                "%s: keys had been deleted since the snapshot (%s)",
+                what,
+                exc,
+                extra=fields(Event.CONFIG_VANISHED, name=self._name, keys=(), count=None),
+            )
             return
         if gone:
-            names = ", ".join(key.decode(errors="backslashreplace") for key in gone[:10])
+            some = tuple(key.decode(errors="backslashreplace") for key in gone[:10])
             _log.warning(
                 "%s: %d keys had been deleted since the snapshot: %s%s",
                 what,
                 len(gone),
-                names,
+                ", ".join(some),
                 ", ..." if len(gone) > 10 else "",
+                extra=fields(Event.CONFIG_VANISHED, name=self._name, keys=some, count=len(gone)),
             )
 
     def _what(self, verb: str) -> str:
@@ -440,11 +449,15 @@ class _Watcher:
     def __init__(
         self,
         source: ConfigSource,
+        scope: Scope,
+        mirror: Mirror,
         snapshot: Callable[[View, Cause], ConfigSnapshot],
         on_change: Callable[[ConfigSnapshot], object],
         last: ConfigSnapshot | None,
     ) -> None:
         self._source = source
+        self._scope = scope
+        self._mirror = mirror
         self._snapshot = snapshot
         self._on_change = on_change
         self._last = last
@@ -460,6 +473,22 @@ class _Watcher:
         finally:
             if old is not None:
                 self._tell(old, new)
+
+    def tell_vitals(self) -> ConfigurationVitals | None:
+        """Tell what was handed to the callback last."""
+        if self._mirror.closed:
+            return None
+        config, last = self._scope.engine.config, self._last
+        return ConfigurationVitals(
+            kind="source",
+            name=self._source.name,
+            prefix=config.prefix,
+            endpoints=tuple(config.endpoints),
+            revision=0 if last is None else last.revision,
+            live=True,
+            stale=self._mirror.stale_for,
+            followers=1,
+        )
 
     def _step(self, change: Change) -> ConfigSnapshot | None:
         """Return the snapshot to hand on; None if there is nothing to tell."""
@@ -487,12 +516,12 @@ class _Watcher:
         ) or any(is_own(entry.key, prefix) for entry in change.deleted)
 
     def _tell(self, old: ConfigSnapshot, new: ConfigSnapshot) -> None:
-        if not signals.config_changed.receivers:
+        if not self._scope.announcer.is_heard(signals.config_changed):
             return
         diff = new.diff(old)
         if not diff:
             return
-        signals.send(
+        self._scope.announcer.send(
             signals.config_changed,
             self._source,
             changed=diff.changed,

@@ -31,6 +31,7 @@ from typing_extensions import ParamSpec
 
 from . import signals
 from .errors import EtcdError, InvalidArgument
+from .events import Event, fields
 from .keys import require_name
 from .taskrun import AsyncRun, OnLost, Pass, Run, entered_runs, off_loop
 
@@ -303,13 +304,23 @@ class TaskGuard(ABC, Generic[D_co]):
             _log.debug("%s: %s is skipped: %s", self.what, sender, refused.error)
         elif self.what not in _unreachable:
             _unreachable.add(self.what)
-            _log.warning("%s: tasks are skipped until etcd answers: %s", self.what, refused.error)
-        signals.send(signals.task_skipped, sender, name=self.name, reason=refused.reason)
+            _log.warning(
+                "%s: tasks are skipped until etcd answers: %s",
+                self.what,
+                refused.error,
+                extra=fields(Event.TASKS_SUSPENDED, name=self.name, reason=str(refused.error)),
+            )
+        send = signals.send if self.name in _fakes else self._client().announcer.send
+        send(signals.task_skipped, sender, name=self.name, reason=refused.reason)
 
     def _note_answer(self) -> None:
         if self.what in _unreachable:
             _unreachable.discard(self.what)
-            _log.info("%s: etcd answers again", self.what)
+            _log.info(
+                "%s: etcd answers again",
+                self.what,
+                extra=fields(Event.TASKS_RESUMED, name=self.name),
+            )
 
     # -- checks --------------------------------------------------------------------------------
 

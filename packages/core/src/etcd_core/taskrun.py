@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from . import signals
 from .errors import EtcdError, NotLeader
+from .events import Event, fields
 
 if TYPE_CHECKING:
     from .election import Term
@@ -39,6 +40,7 @@ class Guard(Protocol):
     """What a run needs to know of its guard."""
 
     what: str
+    name: str
     thread_name: str
     on_lost: OnLost
 
@@ -121,7 +123,14 @@ class Run:
         try:
             self._end(time.monotonic() - self._started)
         except EtcdError as exc:
-            _log.warning("%s: left to expire: %s", self.guard.what, exc)
+            _log.warning(
+                "%s: left to expire: %s",
+                self.guard.what,
+                exc,
+                extra=fields(
+                    Event.RELEASE_FAILED, kind="task", name=self.guard.name, reason=str(exc)
+                ),
+            )
 
 
 class AsyncRun(Run):

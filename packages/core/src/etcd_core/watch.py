@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .errors import (
     ServerError,
     Unauthenticated,
 )
+from .events import Event, fields
+from .vitals import WatchVitals
 from .wire import messages as pb
 from .wire.channel import Backoff, CallFailed, Channel, Duplex
 from .wire.classify import Kind, classify
@@ -86,6 +89,8 @@ class Watch:
         self.sink = sink
         self.epoch = epoch
         self.over = False
+        # Since when etcd does not serve it; None while it does.
+        self.down_since: float | None = time.monotonic()
         self.fragments: list[pb.Event] = []
         self.refused_generation: int | None = None
         self.retried = False
@@ -141,6 +146,7 @@ class WatchHub:
         self._last_stream: WatchStream | None = None
         self._seen = 0
         self._seen_epoch = 0
+        self._heard_at: float | None = None
         channel.on_suspect = self._leave
 
     # -- any thread ----------------------------------------------------------------------------
@@ -231,6 +237,22 @@ class WatchHub:
         """Number of live watches."""
         return len(self._watches)
 
+    def vitals(self) -> WatchVitals:
+        """Tell how the stream keeps up with the store."""
+        with self._lock:
+            watches = list(self._watches.values())
+        store, heard_at = self._channel.store, self._heard_at
+        if not watches:
+            return WatchVitals(0, 0, 0, None)
+        # What was seen of a store before its reset says nothing about the one of now.
+        seen = self._seen if self._seen_epoch == store.epoch else 0
+        return WatchVitals(
+            count=len(watches),
+            down=sum(watch.down_since is not None for watch in watches),
+            lag=max(0, store.revision - seen),
+            silence=None if heard_at is None else time.monotonic() - heard_at,
+        )
+
     def _start(self) -> None:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
@@ -274,7 +296,10 @@ class WatchHub:
             except CallFailed as exc:
                 self._stream_failed(exc)
             except Exception:
-                _log.exception("the watch thread failed and goes on")
+                _log.exception(
+                    "the watch thread failed and goes on",
+                    extra=fields(Event.INTERNAL_ERROR, part="watch"),
+                )
             try:
                 pause = _LOGIN_PAUSE if self._login_refused else backoff.next()
                 self._channel.pause(pause)
@@ -301,12 +326,16 @@ class WatchHub:
                     self._create(stream, watch)
             for response in stream:
                 backoff.reset()
+                self._heard_at = time.monotonic()
                 self._login_refused = False
                 self._handle(stream, response)
         finally:
             with self._lock:
                 self._stream = None
                 self._pending.clear()
+                now = time.monotonic()
+                for watch in self._watches.values():
+                    watch.down_since = watch.down_since or now
             stream.cancel()
 
     def _enter_epoch(self) -> None:
@@ -323,7 +352,11 @@ class WatchHub:
         if isinstance(exc, Unauthenticated) and not self._login_refused:
             # Each try costs the server a bcrypt: ask rarely, and say it once.
             self._login_refused = True
-            _log.warning("watches wait for a working login: %s", exc)
+            _log.warning(
+                "watches wait for a working login: %s",
+                exc,
+                extra=fields(Event.WATCH_FAILING, watch="all", reason=str(exc)),
+            )
 
     def _stream_failed(self, exc: CallFailed) -> None:
         stream = self._last_stream
@@ -369,6 +402,7 @@ class WatchHub:
         elif self._looks_older(watch, response.header) and self._was_reset(watch):
             return
         self._note(response.header)
+        watch.down_since = None
         self._deliver(watch, Created(revision))
 
     def _note(self, header: pb.ResponseHeader) -> None:
@@ -494,7 +528,11 @@ class WatchHub:
         try:
             watch.sink(delivery)
         except Exception:
-            _log.exception("%s: its sink failed", watch.what)
+            _log.exception(
+                "%s: its sink failed",
+                watch.what,
+                extra=fields(Event.INTERNAL_ERROR, part="watch"),
+            )
 
 
 def _cancel_request(watch_id: int) -> pb.WatchRequest:

@@ -24,8 +24,10 @@ from etcd_core import (
     shared_client,
 )
 from etcd_core.dispatch import Strand
+from etcd_core.events import Event, fields
 from etcd_core.mirror import Cause, Change, Mirror, View, read_range
 from etcd_core.snapshot import LeafDecoder
+from etcd_core.vitals import ConfigurationVitals, track
 
 from . import snapshot_file
 from .layers import Place, Refused, Revision
@@ -45,6 +47,14 @@ class Follower(Protocol):
 
     def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
         """Learn that a revision is unusable for everybody."""
+
+    @property
+    def shown(self) -> Revision | None:
+        """The revision that readers see; None if there are none."""
+
+    @property
+    def refused(self) -> int | None:
+        """The newest revision, where that was refused."""
 
 
 @dataclass
@@ -75,11 +85,14 @@ class Feed:
         self.refused_at_start: tuple[str, ...] = ()
         self._read_at = 0.0
         self._stale_start = False
+        self._doubtful_since: float | None = None
         self._lock = threading.RLock()
         self._followers: list[Callable[[], Follower | None]] = []
         self._running: _Running | None = None
         self._reset_seen = False
         forking.track(self)
+        # What was read before a fork is followed in the child too, once it is started there.
+        track(self, inherited=True)
 
     @property
     def source(self) -> str:
@@ -140,12 +153,21 @@ class Feed:
             return self._from_file(saved, str(error))
         if self.options.required:
             raise error
-        _log.warning("dynaconf: going on without etcd: %s", error)
+        _log.warning(
+            "dynaconf: going on without etcd: %s",
+            error,
+            extra=fields(Event.CONFIG_UNAVAILABLE, name=self.options.name, reason=str(error)),
+        )
         self._stale_start = True
+        self._doubtful_since = time.monotonic()
         return Revision.decode(self.place, View(0, {}), self.decoder, cause="absent")
 
     def _empty_first(self, fresh: Revision, saved: Revision | None) -> Revision:
-        _log.warning("dynaconf: etcd holds no settings %r", self.options.name)
+        _log.warning(
+            "dynaconf: etcd holds no settings %r",
+            self.options.name,
+            extra=fields(Event.CONFIG_EMPTY, name=self.options.name),
+        )
         if self.options.allow_empty or saved is None or saved.is_empty:
             return fresh
         if saved.cluster_id != fresh.cluster_id:
@@ -162,14 +184,23 @@ class Feed:
         return self._from_file(saved, self.held)
 
     def _from_file(self, saved: Revision, why: str) -> Revision:
+        seconds = time.time() - saved.at
         _log.warning(
             "dynaconf: the settings %r are those of revision %d, %.0f s old: %s",
             self.options.name,
             saved.number,
-            time.time() - saved.at,
+            seconds,
             why,
+            extra=fields(
+                Event.CONFIG_FROM_FILE,
+                name=self.options.name,
+                revision=saved.number,
+                seconds=seconds,
+                reason=why,
+            ),
         )
         self._stale_start = True
+        self._doubtful_since = time.monotonic()
         return saved
 
     def saved(self) -> Revision | None:
@@ -179,7 +210,11 @@ class Feed:
         try:
             return snapshot_file.load(self.options.snapshot, self.place, self.decoder)
         except snapshot_file.Damaged as exc:
-            _log.warning("dynaconf: %s; it is not used", exc)
+            _log.warning(
+                "dynaconf: %s; it is not used",
+                exc,
+                extra=fields(Event.CONFIG_FILE_DAMAGED, name=self.options.name, reason=str(exc)),
+            )
             return None
 
     def keep(self, revision: Revision) -> None:
@@ -192,7 +227,11 @@ class Feed:
         try:
             snapshot_file.save(path, revision)
         except OSError as exc:
-            _log.warning("dynaconf: the snapshot cannot be written: %s", exc)
+            _log.warning(
+                "dynaconf: the snapshot cannot be written: %s",
+                exc,
+                extra=fields(Event.CONFIG_FILE_UNWRITABLE, name=self.options.name, reason=str(exc)),
+            )
 
     def fall_back(self, saved: Revision, why: str) -> None:
         """Start from the file although etcd answered."""
@@ -291,6 +330,38 @@ class Feed:
             forking.keep_for_ever(self._running)
             self._running = None
 
+    def tell_vitals(self) -> ConfigurationVitals | None:
+        """Tell what the settings objects show; None where there are none."""
+        followers = [each for each in (ref() for ref in tuple(self._followers)) if each is not None]
+        shown = [(each.shown, each.refused) for each in followers]
+        revisions = [revision for revision, _ in shown if revision is not None]
+        if not revisions:
+            return None
+        saved = [each for each in revisions if each.cause == snapshot_file.CAUSE]
+        return ConfigurationVitals(
+            kind="dynaconf",
+            name=self.options.name,
+            prefix=self.options.config.prefix,
+            endpoints=tuple(self.options.config.endpoints),
+            revision=min(each.number for each in revisions),
+            live=self.watching,
+            stale=self._stale_for(saved),
+            followers=len(revisions),
+            from_file=bool(saved),
+            rejected=max((number for _, number in shown if number is not None), default=None),
+        )
+
+    def _stale_for(self, saved: list[Revision]) -> float | None:
+        running, doubtful = self._running, self._doubtful_since
+        # By the calendar: a file may be older than the machine's other clocks.
+        spells = [max(0.0, time.time() - each.at) for each in saved]
+        if doubtful is not None:
+            spells.append(time.monotonic() - doubtful)
+        missing = running.mirror.stale_for if running is not None else None
+        if missing is not None:
+            spells.append(missing)
+        return max(spells, default=None)
+
     def _alive(self) -> list[Follower]:
         found = [(ref, ref()) for ref in self._followers]
         self._followers = [ref for ref, follower in found if follower is not None]
@@ -363,7 +434,7 @@ class Feed:
             return
         self._reset_seen = False
         self._stale_start = False
-        self.held = None
+        self.held = self._doubtful_since = None
         self.newest = revision
         self._hand_on()
 
@@ -378,7 +449,17 @@ class Feed:
             f"the store was reset and holds no {self.options.name!r} any more;"
             f" the values of revision {known.number} are kept"
         )
-        _log.warning("dynaconf: %s", self.held)
+        self._doubtful_since = self._doubtful_since or time.monotonic()
+        _log.warning(
+            "dynaconf: %s",
+            self.held,
+            extra=fields(
+                Event.CONFIG_HELD,
+                name=self.options.name,
+                revision=known.number,
+                reason=self.held,
+            ),
+        )
         return True
 
     def _hand_on(self) -> None:

@@ -9,6 +9,8 @@ import gc
 import logging
 import sys
 
+from etcd_core.events import Event, fields
+
 from . import internals
 from .steps import Step
 
@@ -63,4 +65,9 @@ def push_to_django(step: Step) -> None:
             sender=type(target), setting=name, value=value, enter=not gone
         ):
             if isinstance(result, Exception):
-                _log.error("a receiver of setting_changed failed: %r", receiver, exc_info=result)
+                _log.error(
+                    "a receiver of setting_changed failed: %r",
+                    receiver,
+                    exc_info=result,
+                    extra=fields(Event.CALLBACK_FAILED, handler="signal setting_changed"),
+                )

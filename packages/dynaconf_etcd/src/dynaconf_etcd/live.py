@@ -21,6 +21,7 @@ from typing import Protocol
 from dynaconf.loaders import execute_module_hooks
 
 from etcd_core import EtcdError, forking
+from etcd_core.events import Event, fields
 from etcd_core.signals import config_changed, config_rejected, send
 
 from . import internals
@@ -124,6 +125,20 @@ class Live:
         lazy = self._lazy() if self._lazy is not None else None
         return lazy if lazy is not None else self._settings()
 
+    @property
+    def shown(self) -> Revision | None:
+        """The revision that the settings show; None once nobody can read them any more."""
+        settings = self._settings()
+        if settings is None or self._is_superseded(settings):
+            return None
+        return self.accepted
+
+    @property
+    def refused(self) -> int | None:
+        """The newest revision, where that was refused and an older one is shown."""
+        rejected = self.rejected
+        return None if rejected is None else rejected.revision
+
     def is_of(self, lazy: object) -> bool:
         """Tell whether this is what ``lazy`` was made into."""
         return self._lazy is not None and self._lazy() is lazy
@@ -155,7 +170,14 @@ class Live:
         except Refused as exc:
             self.refuse(self.accepted.number, exc.reasons)
         except EtcdError as exc:
-            _log.warning("dynaconf: revision %d stays: %s", self.accepted.number, exc)
+            _log.warning(
+                "dynaconf: revision %d stays: %s",
+                self.accepted.number,
+                exc,
+                extra=fields(
+                    Event.CONFIG_UNAVAILABLE, name=self.feed.options.name, reason=str(exc)
+                ),
+            )
         else:
             self.rejected = None
 
@@ -171,6 +193,13 @@ class Live:
             self.feed.options.name,
             self.accepted.number,
             "; ".join(reasons),
+            extra=fields(
+                Event.CONFIG_REJECTED,
+                name=self.feed.options.name,
+                revision=number,
+                kept=self.accepted.number,
+                reasons=reasons,
+            ),
         )
         self.feed.announce(
             lambda: send(config_rejected, self.sender, revision=number, reasons=rejection.reasons)

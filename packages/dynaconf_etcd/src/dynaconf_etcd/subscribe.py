@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from etcd_core import Subscription
 from etcd_core.dispatch import Strand
+from etcd_core.events import Event, fields
 
 from .feed import Feed
 from .internals import Settings
@@ -63,7 +64,12 @@ class _KeySubscription(Subscription):
         self._forget(self)
         strand = self._feed_strand
         if strand is not None and not strand.close(timeout):
-            _log.warning("%s: its handler still runs after %.1f s", strand.name, timeout)
+            _log.warning(
+                "%s: its handler still runs after %.1f s",
+                strand.name,
+                timeout,
+                extra=fields(Event.CALLBACK_RUNNING, handler=strand.name, seconds=timeout),
+            )
 
     def receive(self, step: Step, feed: Feed) -> None:
         """Have the callback called if the setting changed. On the feed's strand."""
@@ -89,7 +95,11 @@ class _KeySubscription(Subscription):
         try:
             self._callback(change)
         except Exception:  # the user's code
-            _log.exception("the callback for the setting %r failed", self._key)
+            _log.exception(
+                "the callback for the setting %r failed",
+                self._key,
+                extra=fields(Event.CALLBACK_FAILED, handler=f"on_change {self._key!r}"),
+            )
 
 
 def _value(settings: Settings, key: str) -> object:

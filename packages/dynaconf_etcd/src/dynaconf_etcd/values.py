@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import dynaconf.base
 
+from etcd_core.events import Event, fields
+
 _log = logging.getLogger("etcd_core.dynaconf")
 
 _REFUSED_TOP: Final = frozenset(
@@ -157,7 +159,12 @@ def warn_once(path: str, what: str) -> None:
     """Log a warning about a path in etcd, once per process."""
     if path not in _warned:
         _warned.add(path)
-        _log.warning("dynaconf: the etcd setting %r %s", path, what)
+        _log.warning(
+            "dynaconf: the etcd setting %r %s",
+            path,
+            what,
+            extra=fields(Event.CONFIG_IGNORED, path=path, reason=what),
+        )
 
 
 def _represent_literal_in_yaml() -> None:

@@ -1,1 +1,1 @@
-"""Schedulers of other packages, run by the leader only. A module imports the package it serves."""
+"""Bridges to other packages: schedulers, HTTP clients, metrics. A module imports what it serves."""

@@ -24,6 +24,7 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.util import obj_to_ref
 
 from etcd_core.errors import EtcdError, InvalidArgument, NotLeader
+from etcd_core.events import Event, fields
 from etcd_core.taskguard import find_client
 
 from .ledger import Ledger, Record
@@ -133,7 +134,11 @@ class LeaderScheduler(BaseScheduler):
         except EtcdError as exc:
             # The jobs in memory may be ahead of what is noted: begin again from the notes.
             self._term = None
-            _log.warning("apscheduler: no job runs: %s; trying again", exc)
+            _log.warning(
+                "apscheduler: no job runs: %s; trying again",
+                exc,
+                extra=fields(Event.TASKS_SUSPENDED, name=self._election_name, reason=str(exc)),
+            )
             return _RETRY_SECONDS
         delay: float | None = super()._process_jobs()
         # Not for ever: another process may have added a job to a shared store.

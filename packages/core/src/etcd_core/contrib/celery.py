@@ -18,6 +18,7 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from kombu.exceptions import OperationalError
 
 from etcd_core.errors import EtcdError, NotLeader
+from etcd_core.events import Event, fields
 from etcd_core.taskguard import find_client
 
 from .ledger import Ledger, Record
@@ -77,7 +78,11 @@ class LeaderScheduler(Scheduler):
         except (EtcdError, _BrokerDown) as exc:
             # What is in memory may be ahead of what was sent: begin again from the records.
             self._term = None
-            _log.warning("celery beat: %s; trying again", exc)
+            _log.warning(
+                "celery beat: %s; trying again",
+                exc,
+                extra=fields(Event.TASKS_SUSPENDED, name=self.election_name, reason=str(exc)),
+            )
             return _RETRY_SECONDS
         return delay
 
@@ -140,14 +145,23 @@ class LeaderScheduler(Scheduler):
             raise NotLeader("the leadership was lost")
         options = {**entry.options, "task_id": record.pending}
         message = self.Entry(**dict(entry, options=options))
-        _log.info("celery beat: sending due task %s (%s)", entry.name, entry.task)
+        _log.info(
+            "celery beat: sending due task %s (%s)",
+            entry.name,
+            entry.task,
+            extra=fields(Event.TASK_SENT, entry=entry.name, task=entry.task),
+        )
         try:
             self.apply_async(message, producer=self.producer, advance=False)
         except SchedulingError as exc:
             if isinstance(exc.__context__, (OperationalError, OSError)):
                 raise _BrokerDown(str(exc)) from exc
             # It can never be sent as it is; the others must not wait for it.
-            _log.exception("celery beat: %s is not sent", entry.name)
+            _log.exception(
+                "celery beat: %s is not sent",
+                entry.name,
+                extra=fields(Event.TASK_NOT_SENT, entry=entry.name, task=entry.task),
+            )
         self._note(entry.name, replace(record, pending=None))
 
     def _note(self, name: str, record: Record) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from etcd_core.errors import NotLeader
+from etcd_core.events import Event, fields
 from etcd_core.keys import prefix_range_end, require_name
 from etcd_core.wire import messages as pb
 from etcd_core.wire.rpc import OWN_TXN, RANGE
@@ -91,5 +92,11 @@ class Ledger:
             last_run = datetime.fromisoformat(data["last_run"])
             return Record(last_run, int(data.get("count", 0)), data.get("pending"))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            _log.warning("%s: the record of %r is unreadable: %s", self._what, entry, exc)
+            _log.warning(
+                "%s: the record of %r is unreadable: %s",
+                self._what,
+                entry,
+                exc,
+                extra=fields(Event.TASK_UNREADABLE, entry=entry, reason=str(exc)),
+            )
             return None

@@ -12,17 +12,25 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
+from blinker import Signal
+
 from .. import forking
+from ..events import Event, fields
+from ..presence import Presence, started_at
 from . import listeners, process, running, stopping
 from .listeners import Listener
 from .options import HostOptions
 from .process import GunicornWorker, Role
+from .readiness import Context, Readiness
 
 if TYPE_CHECKING:
     from ..client import Client
+    from ..engine import Relay
     from ..sharing import SharedRegistration
 
 _log = logging.getLogger("etcd_core.hosting")
@@ -32,7 +40,7 @@ _LONGEST_PAUSE = 1.0
 _IMPORT_PATIENCE = 5.0
 _DRAIN_STEP = 0.1
 
-_Command = Literal["stop", "drain", "pause", "resume"]
+_Command = Literal["stop", "drain", "pause", "resume", "look"]
 
 
 class ServiceHost:
@@ -45,15 +53,24 @@ class ServiceHost:
         options: What the application was configured with.
         may_serve: Asked when the process is found listening; False: it is not the service (a test's
             live server).
+        ready_context: What the option READY is called in.
     """
 
-    def __init__(self, options: HostOptions, may_serve: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        options: HostOptions,
+        may_serve: Callable[[], bool] = lambda: True,
+        ready_context: Context = nullcontext,
+    ) -> None:
         self.options = options
         self.may_serve = may_serve
+        self.ready_context = ready_context
+        self._held_out = False
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._agent: _Agent | None = None
         self._armed = False
+        self._followers: list[Relay] = []
         forking.track(self)
 
     @property
@@ -64,6 +81,7 @@ class ServiceHost:
                 from ..client import shared_client
 
                 self._client = shared_client(self.options.config)
+                self._client.announcer.follow(self._announced)
             return self._client
 
     @property
@@ -77,6 +95,14 @@ class ServiceHost:
         """Whether this process was found to serve, and does still. No I/O."""
         agent = self._agent
         return agent is not None and agent.serving
+
+    def follow(self, relay: Relay) -> None:
+        """Have ``relay(signal, sender, payload)`` called for every signal about this application.
+
+        Those are the ones about its client and what was made by it, and about its registration,
+        also where it shares that with another application of the process.
+        """
+        self._followers.append(relay)
 
     def arm(self) -> None:
         """Register when this process turns out to serve. Idempotent; does no I/O.
@@ -115,11 +141,30 @@ class ServiceHost:
         agent.forced = True
         agent.start()
 
+    @property
+    def awaits_request(self) -> bool:
+        """Whether only a request can tell that this process serves: sockets cannot be listed."""
+        return not listeners.can_list() and not self.serving
+
+    def note_request(self, name: str, port: int) -> None:
+        """Take note that a server received a request. Does not block; any thread.
+
+        Args:
+            name: The server's name or address, as WSGI's ``SERVER_NAME``.
+            port: Its port.
+        """
+        agent = self._agent
+        if agent is not None and self.awaits_request and not process.in_test_client():
+            agent.requested = Listener(name, port)
+            agent.tell("look")
+
     def ready(self, ready: bool) -> None:
         """Take this process out of the share, or back in. Does not block.
 
-        The entry stays while another process of the server is ready.
+        The entry stays while another process of the server is ready. Taken out by hand it stays
+        out, whatever the option READY says. Before the process serves: how it will begin.
         """
+        self._held_out = not ready
         agent = self._agent
         if agent is not None:
             agent.tell("resume" if ready else "pause")
@@ -145,6 +190,13 @@ class ServiceHost:
         self._lock = threading.Lock()
         self._agent = None
 
+    def _announced(self, signal: Signal, sender: object, payload: Mapping[str, object]) -> None:
+        agent = self._agent
+        hosts = agent.hosts() if agent is not None and agent.made(sender) else [self]
+        for host in hosts:
+            for relay in host._followers:
+                relay(signal, sender, payload)
+
     def _join_agent(self, worker: GunicornWorker | None) -> _Agent:
         """Return this process's agent for the service: an application may be built twice."""
         options = self.options
@@ -153,6 +205,8 @@ class ServiceHost:
             agent = _agents.get(entry)
             if agent is None:
                 agent = _agents[entry] = _Agent(self, worker, lambda: _agents.pop(entry, None))
+                agent.held_out = self._held_out
+            agent.serve_for(self)
             self._agent = agent
         return agent
 
@@ -184,14 +238,18 @@ class _Agent:
         self.share: SharedRegistration | None = None
         self.given_address: str | None = None
         self.forced = host.options.register is True
+        self.requested: Listener | None = None
         self._host = host
         self._options = host.options
+        self._hosts: weakref.WeakSet[ServiceHost] = weakref.WeakSet()
+        self._newest: SharedRegistration | None = None
         self._worker = worker
         self._socket_inode = 0
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._last_command: _Command | None = None
-        self._ready = True
+        self.held_out = False
+        self._readiness: Readiness | None = None
         self._serving = False
         self._asked_to_stop = False
         self._stopping = False
@@ -209,6 +267,19 @@ class _Agent:
         if not started:
             stopping.add(self)
             self._thread.start()
+
+    def serve_for(self, host: ServiceHost) -> None:
+        """Count in an application that this is the agent of."""
+        self._hosts.add(host)
+
+    def hosts(self) -> list[ServiceHost]:
+        """Return the applications that this is the agent of."""
+        with _agents_lock:
+            return list(self._hosts)
+
+    def made(self, registration: object) -> bool:
+        """Tell whether this is the entry's registration, or was until just now."""
+        return registration is not None and registration is self._newest
 
     def request_stop(self, *, drain: bool = False) -> None:
         """Ask for the end. Callable from a signal handler: this queue's put takes no lock."""
@@ -239,30 +310,63 @@ class _Agent:
         try:
             self._serve()
         except Exception:
-            _log.exception("registering the service failed")
+            _log.exception(
+                "registering the service failed",
+                extra=fields(Event.HOSTING_FAILED, service=self._options.service_name),
+            )
         finally:
+            if self._readiness is not None:
+                self._readiness.stop()
             self._on_ended()
             self._ended.set()
             stopping.finished(self)
 
     def _serve(self) -> None:
+        if not Presence.supported():
+            _log.warning(
+                "%s is not registered: this platform has no lock files",
+                self._options.service_name,
+                extra=fields(
+                    Event.HOSTING_SKIPPED,
+                    service=self._options.service_name,
+                    reason="no lock files",
+                ),
+            )
+            return
         find = self._workers_listener if self._worker is not None else self._await_listener
         listener = find()
         if listener is None and not self._address_is_given():
             return
         self._serving = True
+        self._readiness = self._begin_to_ask()
         while not self._stopping:
             self._follow_readiness(listener)
-            self._sleep(None)
+            self._sleep(None if self._readiness is None else self._readiness.interval)
         self._leave(self._options.drain if self._last_command == "drain" else 0.0)
 
+    def _begin_to_ask(self) -> Readiness | None:
+        question = self._options.ready
+        if question is None:
+            return None
+        readiness = Readiness(
+            self._options.service_name or "",
+            question,
+            self._options.ready_interval,
+            self._host.ready_context,
+            on_answer=lambda: self.tell("look"),
+        )
+        readiness.start()
+        return readiness
+
     def _follow_readiness(self, listener: Listener | None) -> None:
-        if self._ready and self._starter is None:
+        ready = self._readiness is None or self._readiness.look()
+        ready = ready and not self.held_out
+        if ready and self._starter is None:
             self._start_share(listener)
-        elif not self._ready and self._starter is not None:
+        elif not ready and self._starter is not None:
             self._leave(0.0)
             if self._starter.is_alive():
-                self._inbox.put("pause")  # it may still make the entry, so look again
+                self.tell("look")  # it may still make the entry
                 return
             self._starter = self.share = None
 
@@ -273,8 +377,8 @@ class _Agent:
             return
         self._last_command = command
         self._stopping = command in ("stop", "drain")
-        if not self._stopping:
-            self._ready = command == "resume"
+        if command in ("pause", "resume"):
+            self.held_out = command == "pause"
 
     def _address_is_given(self) -> bool:
         given = self.given_address or self._options.service_address
@@ -292,6 +396,9 @@ class _Agent:
             _log.warning(
                 "%s listens on a unix socket only and is not registered; set SERVICE_ADDRESS",
                 self._options.service_name,
+                extra=fields(
+                    Event.HOSTING_SKIPPED, service=self._options.service_name, reason="unix socket"
+                ),
             )
         return found[0] if found else None
 
@@ -327,6 +434,8 @@ class _Agent:
         if not self.forced and (process.runs_tests() or not self._host.may_serve()):
             return []
         found = listeners.listening()
+        if not found and self.requested is not None:
+            return [self.requested]
         if not found and self._address_is_given() and listeners.listens_on_unix():
             return [Listener("", 0)]
         return found
@@ -334,17 +443,20 @@ class _Agent:
     def _choose(self, found: list[Listener]) -> Listener | None:
         if self._address_is_given() or len({each.port for each in found}) == 1:
             return found[0]
-        self._complain_once(
-            "%s listens on several ports (%s) and is not registered; set SERVICE_ADDRESS",
-            self._options.service_name,
-            ", ".join(str(each.port) for each in found),
-        )
+        self._complain_once(found)
         return None
 
-    def _complain_once(self, message: str, *arguments: object) -> None:
-        if not self._complained:
-            self._complained = True
-            _log.warning(message, *arguments)
+    def _complain_once(self, found: list[Listener]) -> None:
+        if self._complained:
+            return
+        self._complained = True
+        service = self._options.service_name
+        _log.warning(
+            "%s listens on several ports (%s) and is not registered; set SERVICE_ADDRESS",
+            service,
+            ", ".join(str(each.port) for each in found),
+            extra=fields(Event.HOSTING_SKIPPED, service=service, reason="several ports"),
+        )
 
     # -- the entry -----------------------------------------------------------------------------
 
@@ -370,14 +482,19 @@ class _Agent:
                 address=address,
                 metadata=self._options.metadata,
             )
-            share = SharedRegistration(scope, descriptor, self._options.ttl)
+            started = started_at(process.server_pid(self._worker))
+            share = SharedRegistration(scope, descriptor, self._options.ttl, started)
             # Workers of a server that is stopped while it starts must not come and go each.
             if self._asked_to_stop:
                 share.begin_leaving(keep_entry=self._is_recycled())
-            self.share = share
+            self.share = self._newest = share
             share.start()
         except Exception:
-            _log.exception("registering %s failed", self._options.service_name)
+            _log.exception(
+                "registering %s failed",
+                self._options.service_name,
+                extra=fields(Event.HOSTING_FAILED, service=self._options.service_name),
+            )
 
     def _address(self, listener: Listener | None) -> str:
         given = self.given_address or self._options.service_address
@@ -390,6 +507,9 @@ class _Agent:
                 "%s is registered at %s, which only this machine can reach; set SERVICE_ADDRESS",
                 self._options.service_name,
                 address,
+                extra=fields(
+                    Event.HOSTING_LOOPBACK, service=self._options.service_name, address=address
+                ),
             )
         return address
 
@@ -405,7 +525,16 @@ class _Agent:
         share.begin_leaving(keep_entry=self._stopping and self._is_recycled(), drain=drain)
         self._drain(share, drain)
         if not share.wait_left(stopping.STOP_SECONDS):
-            _log.warning("%s: etcd was not told in time; it goes by its TTL", share)
+            _log.warning(
+                "%s: etcd was not told in time; it goes by its TTL",
+                share,
+                extra=fields(
+                    Event.RELEASE_FAILED,
+                    kind="registration",
+                    name=share.info.name,
+                    reason="no answer in time",
+                ),
+            )
 
     def _drain(self, share: SharedRegistration, seconds: float) -> None:
         end = time.monotonic() + seconds

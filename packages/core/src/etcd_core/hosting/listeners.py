@@ -1,6 +1,6 @@
 """The sockets this process listens on, and the address others can reach it at. No state.
 
-Listening sockets are found through ``/proc``, so on other systems there are none to find.
+Listening sockets are found through ``/proc``; where there is none, the first request tells.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ _FD_DIRECTORY = "/proc/self/fd"
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP socket that listens."""
+    """A TCP socket that listens. The host is an address, or a name where a request told it."""
 
     host: str
     port: int
+
+
+def can_list() -> bool:
+    """Tell whether this process can find its own listening sockets."""
+    return os.path.isdir(_FD_DIRECTORY)
 
 
 def listening() -> list[Listener]:
@@ -67,8 +72,7 @@ def advertised(listener: Listener, endpoints: Sequence[Endpoint]) -> str:
 
     May resolve host names, so it may block.
     """
-    host = listener.host
-    address = ipaddress.ip_address(host)
+    address = _numeric(listener.host)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if address.is_unspecified:
@@ -90,6 +94,16 @@ def is_loopback(address: str) -> bool:
 def join(host: str, port: int) -> str:
     """Return ``host:port``, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the address of a host; the unspecified one for a name that means nothing."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host)
+    with suppress(OSError, UnicodeError):
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+        return ipaddress.ip_address(found[0][4][0])
+    return ipaddress.IPv4Address(0)
 
 
 def _facing(endpoints: Sequence[Endpoint]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -31,8 +32,11 @@ SERVICE_OPTIONS: Final = (
     "SERVICE_TTL",
     "REGISTER",
     "DRAIN",
+    "READY",
+    "READY_INTERVAL",
 )
 OPTIONS: Final = frozenset({*CONFIG_OPTIONS, *SERVICE_OPTIONS})
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class HostOptions:
         ttl: Seconds until etcd drops the entry of a server that died.
         register: ``"auto"``: when this process serves; True: when it runs; False: never.
         drain: Seconds between "draining" and deregistration at shutdown.
+        ready: Returns whether this process may be called, or the dotted path of such a function;
+            None: it always may, unless it was taken out by hand.
+        ready_interval: Seconds from one answer of ``ready`` to the next question, and after which a
+            question that is still open counts as a no.
     """
 
     config: Config
@@ -58,6 +66,8 @@ class HostOptions:
     ttl: float = 15.0
     register: Literal["auto"] | bool = "auto"
     drain: float = 0.0
+    ready: Callable[[], object] | str | None = None
+    ready_interval: float = 5.0
 
     @classmethod
     def parse(cls, given: Mapping[str, object], label: str = "") -> HostOptions:
@@ -83,6 +93,8 @@ class HostOptions:
             ttl=_seconds(given, "SERVICE_TTL", label, 15.0) or 15.0,
             register=_register(given, label),
             drain=_seconds(given, "DRAIN", label, 0.0),
+            ready=_ready(given, label),
+            ready_interval=_ready_interval(given, label),
         )
 
     def instance_id(self, address: str) -> str:
@@ -189,6 +201,25 @@ def _seconds(given: Mapping[str, object], name: str, label: str, default: float)
         seconds = math.nan
     if isinstance(value, bool) or not math.isfinite(seconds) or seconds < 0:
         raise InvalidConfig(f"{label}{name} must be a number of seconds >= 0, not {value!r}")
+    return seconds
+
+
+def _ready(given: Mapping[str, object], label: str) -> Callable[[], object] | str | None:
+    value = given.get("READY")
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str) and _DOTTED_PATH.fullmatch(value):
+        return value
+    raise InvalidConfig(
+        f'{label}READY must be a function or its dotted path such as "shop.health.ready",'
+        f" not {value!r}"
+    )
+
+
+def _ready_interval(given: Mapping[str, object], label: str) -> float:
+    seconds = _seconds(given, "READY_INTERVAL", label, 5.0)
+    if seconds <= 0:
+        raise InvalidConfig(f"{label}READY_INTERVAL must be more than 0 seconds")
     return seconds
 
 

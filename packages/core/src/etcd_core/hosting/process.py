@@ -8,6 +8,7 @@ are the servers' own; tests pin them against the installed versions.
 from __future__ import annotations
 
 import enum
+import multiprocessing
 import os
 import sys
 import threading
@@ -75,6 +76,18 @@ _TEST_RUNNERS = frozenset(
 )
 
 
+_TEST_CLIENTS = frozenset(
+    {
+        "werkzeug.test",
+        "django.test.client",
+        "starlette.testclient",
+        "httpx._transports.wsgi",
+        "httpx._transports.asgi",
+        "webtest.app",
+    }
+)
+
+
 def here() -> Place:
     """Return what this process is, from the current and the main thread's stack."""
     frames = [*_stack(sys._getframe(1)), *main_stack()]
@@ -114,6 +127,11 @@ def runs_tests() -> bool:
     return any(name in _TEST_RUNNERS or name[0].startswith("_pytest.") for name in names)
 
 
+def in_test_client() -> bool:
+    """Tell whether the calling thread serves a request that no server received."""
+    return any(_name(frame)[0] in _TEST_CLIENTS for frame in _stack(sys._getframe(1)))
+
+
 def is_importing() -> bool:
     """Tell whether the main thread is in an ``import``: then nothing is served yet."""
     return any(_name(frame)[0] == "importlib._bootstrap" for frame in main_stack())
@@ -150,6 +168,17 @@ def flask_command() -> str | None:
     if context is None or context.parent is None:
         return ""
     return context.info_name or ""
+
+
+def server_pid(worker: GunicornWorker | None) -> int:
+    """Return the process that stays while its workers come and go; this one if it has none.
+
+    uvicorn, hypercorn and granian start their workers through ``multiprocessing``.
+    """
+    if worker is not None:
+        return worker.ppid
+    parent = multiprocessing.parent_process()
+    return os.getpid() if parent is None or parent.pid is None else parent.pid
 
 
 def main_stack() -> Iterator[FrameType]:

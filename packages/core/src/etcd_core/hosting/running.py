@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from ..events import Event, fields
 from . import process
 from .process import GunicornWorker, Role
 
@@ -92,7 +93,10 @@ def _call(action: Callable[[], object]) -> None:
     try:
         action()
     except Exception:
-        _log.exception("starting in a serving process failed")
+        _log.exception(
+            "starting in a serving process failed",
+            extra=fields(Event.CALLBACK_FAILED, handler="when_running"),
+        )
 
 
 def _after_fork_in_child() -> None:

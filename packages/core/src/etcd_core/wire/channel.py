@@ -19,6 +19,7 @@ from typing import Generic, cast
 
 import grpc
 
+from .. import telemetry
 from ..config import UNSET, Config, Endpoint, Timeout, Unset
 from ..errors import (
     ClosedError,
@@ -29,6 +30,7 @@ from ..errors import (
     RequestTimeout,
     Unauthenticated,
 )
+from ..events import Event, fields
 from . import messages as pb
 from .classify import (
     Kind,
@@ -194,6 +196,8 @@ class Channel:
         self._closing = threading.Event()
         self._state_lock = threading.Lock()
         self._down_since: float | None = None
+        # Since when etcd can be reached or not; None before the first answer or failure.
+        self._since: float | None = None
         self._sync = _AutoSync(self, config) if config.auto_sync_interval else None
 
     # -- calls ---------------------------------------------------------------------------------
@@ -228,11 +232,7 @@ class Channel:
                 rpc, request, timeout=timeout, idempotent=again, on_ambiguous=on_ambiguous
             )
         except CallFailed as exc:
-            if exc.kind in (Kind.FINAL, Kind.TOKEN):
-                raise final_error(what, exc.code, exc.details) from exc.error
-            raise unanswered_error(
-                what, exc.details, sent=exc.sent, timed_out=exc.timed_out, write=rpc.write
-            ) from exc.error
+            raise _typed(exc, what, write=rpc.write) from exc.error
         except ClosedError as exc:
             raise ClosedError(f"{what}: the client is closed", outcome_unknown=rpc.write) from exc
 
@@ -252,6 +252,24 @@ class Channel:
             ClosedError: The channel is closed.
         """
         deadline = self.deadline(timeout)
+        if not telemetry.heard():
+            return self._call(rpc, request, deadline, idempotent, on_ambiguous, None)
+        with telemetry.OpenCall(rpc.name) as told:
+            try:
+                return self._call(rpc, request, deadline, idempotent, on_ambiguous, told)
+            except CallFailed as exc:
+                told.failed(_typed(exc, "", write=rpc.write))
+                raise
+
+    def _call(
+        self,
+        rpc: Rpc[Req, Resp],
+        request: Req,
+        deadline: float,
+        idempotent: bool,
+        on_ambiguous: Callable[[], None] | None,
+        told: telemetry.OpenCall | None,
+    ) -> Resp:
         backoff = Backoff()
         tried: set[Link] = set()
         sent = False
@@ -279,6 +297,8 @@ class Channel:
             if failure.kind is Kind.TOKEN and not refreshed and rpc is not AUTHENTICATE:
                 refreshed = True
                 self._auth.refresh(generation, deadline)
+                if told is not None:
+                    told.retried(failure.kind.name.lower())
                 continue
             if failure.kind in (Kind.FINAL, Kind.TOKEN):
                 raise failure
@@ -294,6 +314,8 @@ class Channel:
             if all_tried and is_tls_failure(failure.details):
                 raise failure
             self._pause_before_retry(failure, backoff if all_tried else None, deadline)
+            if told is not None:
+                told.retried(failure.kind.name.lower())
 
     def open(self, rpc: Rpc[Req, Resp], link: Link | None = None) -> Duplex[Req, Resp]:
         """Open a bidirectional stream on the current link, or the one given.
@@ -331,6 +353,23 @@ class Channel:
         """Whether some endpoint answered since all of them failed."""
         return self._down_since is None
 
+    @property
+    def away_for(self) -> float | None:
+        """Seconds since etcd cannot be reached; None while it can."""
+        since = self._down_since
+        return None if since is None else time.monotonic() - since
+
+    @property
+    def steady_for(self) -> float | None:
+        """Seconds since :attr:`connected` is what it is; None before the first try."""
+        since = self._since
+        return None if since is None else time.monotonic() - since
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closing.is_set()
+
     def refresh_token(self, seen_generation: int) -> None:
         """Log in again unless another thread has since ``seen_generation``."""
         self._auth.refresh(seen_generation, self.deadline(UNSET))
@@ -347,18 +386,32 @@ class Channel:
 
     def answered(self, link: Link) -> None:
         """Note that ``link`` works; the first success after an outage logs the recovery."""
-        if link.failing is None and link.broken_at is None and self._down_since is None:
+        if link.failing is None and link.broken_at is None and self._is_known_good():
             return
         with self._state_lock:
             link.failing = link.broken_at = None
             since, self._down_since = self._down_since, None
+            if self._since is None or since is not None:
+                self._since = time.monotonic()
         if since is not None:
-            _log.warning(
-                "etcd is reachable again at %s after %.1f s",
-                link.endpoint,
-                time.monotonic() - since,
-            )
-            self._on_state(True, "")
+            self._tell_restored(link, time.monotonic() - since)
+
+    def _tell_restored(self, link: Link, seconds: float) -> None:
+        _log.warning(
+            "etcd is reachable again at %s after %.1f s",
+            link.endpoint,
+            seconds,
+            extra=fields(
+                Event.CONNECTION_RESTORED,
+                prefix=self._config.prefix,
+                endpoint=str(link.endpoint),
+                seconds=seconds,
+            ),
+        )
+        self._on_state(True, "")
+
+    def _is_known_good(self) -> bool:
+        return self._down_since is None and self._since is not None
 
     def failed(self, link: Link, reason: str) -> None:
         """Note that ``link`` failed; when all have, that is an outage: one warning.
@@ -378,12 +431,24 @@ class Channel:
                 and not self._closing.is_set()
             )
             if begins:
-                self._down_since = time.monotonic()
+                self._down_since = self._since = now
         if begins:
-            _log.warning(
-                "etcd cannot be reached at %s: %s", ", ".join(self.endpoints.addresses), reason
-            )
-            self._on_state(False, reason)
+            self._tell_lost(reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        addresses = self.endpoints.addresses
+        _log.warning(
+            "etcd cannot be reached at %s: %s",
+            ", ".join(addresses),
+            reason,
+            extra=fields(
+                Event.CONNECTION_LOST,
+                prefix=self._config.prefix,
+                endpoints=addresses,
+                reason=reason,
+            ),
+        )
+        self._on_state(False, reason)
 
     def suspect(self, link: Link) -> None:
         """Prefer another endpoint: ``link`` accepts requests and answers none."""
@@ -545,12 +610,11 @@ class _Auth:
 
     def _refusal(self, exc: CallFailed) -> EtcdError:
         what = f"log in as {self._config.username!r}"
-        if exc.kind in (Kind.FINAL, Kind.TOKEN):
-            error = final_error(what, exc.code, exc.details)
-            return error if isinstance(error, Unauthenticated) else Unauthenticated(str(error))
-        return unanswered_error(
-            what, exc.details, sent=exc.sent, timed_out=exc.timed_out, write=False
-        )
+        error = _typed(exc, what, write=False)
+        refused = exc.kind in (Kind.FINAL, Kind.TOKEN)
+        if refused and not isinstance(error, Unauthenticated):
+            return Unauthenticated(str(error))
+        return error
 
 
 class StoreClock:
@@ -613,7 +677,12 @@ class StoreClock:
             self.revision = header.revision
             self._term = header.raft_term
             self._cluster = header.cluster_id
-        _log.warning("etcd was reset: revision %d became %d", notice.before, notice.after)
+        _log.warning(
+            "etcd was reset: revision %d became %d",
+            notice.before,
+            notice.after,
+            extra=fields(Event.STORE_RESET, before=notice.before, after=notice.after),
+        )
         self._on_reset(notice)
 
 
@@ -645,7 +714,10 @@ class _AutoSync:
             except (ConnectionFailed, RequestTimeout, OutcomeUnknown) as exc:
                 _log.debug("endpoint list not refreshed: %s", exc)
             except Exception:
-                _log.exception("endpoint list not refreshed")
+                _log.exception(
+                    "endpoint list not refreshed",
+                    extra=fields(Event.INTERNAL_ERROR, part="endpoint sync"),
+                )
 
     def _refresh(self) -> None:
         answer = self._channel.unary(MEMBER_LIST, pb.MemberListRequest(), what="list members")
@@ -656,6 +728,13 @@ class _AutoSync:
             for url in member.clientURLs
         ]
         self._channel.endpoints.replace(_parse_all(urls))
+
+
+def _typed(exc: CallFailed, what: str, *, write: bool) -> EtcdError:
+    """Return the public error for a failure."""
+    if exc.kind in (Kind.FINAL, Kind.TOKEN):
+        return final_error(what, exc.code, exc.details)
+    return unanswered_error(what, exc.details, sent=exc.sent, timed_out=exc.timed_out, write=write)
 
 
 def _parse_all(urls: list[str]) -> list[Endpoint]:
