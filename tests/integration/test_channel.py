@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from etcd_core import Client, Config, Tls, connect, signals
 from etcd_core.errors import (
     ClosedError,
     ConnectionFailed,
+    EtcdError,
     InvalidConfig,
     OutcomeUnknown,
     RequestTimeout,
@@ -435,3 +437,28 @@ def test_a_witness_agrees(etcd_server: EtcdServer, prefix: str) -> None:
         history = see.history(prefix, first=revision)
         assert [(e.revision, e.kind, e.value) for e in history] == [(revision, "PUT", b"1")]
         see.delete(prefix)
+
+
+def test_no_traceback_shows_a_password_or_a_token(caplog: pytest.LogCaptureFixture) -> None:
+    """With the variables of every frame, as an error page prints them."""
+    with EtcdServer(auth="hunter2-secret") as server, FaultProxy(server.endpoint) as proxy:
+        login = Config(endpoints=[proxy.endpoint], username="root", password="hunter2-secret")
+        with Client(login) as client:
+            put(client, "a")
+            token = client.scope().engine.channel.metadata(False)[-1][1]
+            proxy.refuse()
+            proxy.reset()
+            with pytest.raises(EtcdError) as failure:
+                get(client, "a", 0.5)
+            shown = everything_shown(failure.value)
+        with Client(login) as client:
+            with pytest.raises(EtcdError) as failure:
+                get(client, "a", 0.5)
+            shown += everything_shown(failure.value)
+    assert "log in as 'root'" in shown
+    assert "hunter2" not in shown
+    assert str(token) not in shown
+
+
+def everything_shown(error: BaseException) -> str:
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("etcd_core.client")
 
 CLOSE_SECONDS = 2.0
+_AWAY_SECONDS = 0.5
 
 
 class _Slot:
@@ -200,10 +201,13 @@ class Client:
     def close(self) -> None:
         """Deregister and release what this client holds, then end its threads. Idempotent.
 
-        Takes about two seconds at most; what etcd could not be told by then expires with its lease.
-        Calls that wait on this client return at once with :class:`ClosedError`.
+        Takes about two seconds at most, and half a second while etcd is known to be away; what it
+        could not be told by then expires with its lease. Calls that wait on this client return at
+        once with :class:`ClosedError`.
         """
-        deadline = time.monotonic() + CLOSE_SECONDS
+        self._close(time.monotonic() + CLOSE_SECONDS)
+
+    def _close(self, deadline: float) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -211,7 +215,9 @@ class Client:
             scope, self._scope = self._scope, None
         _open_clients.discard(self)
         if scope is not None:
-            scope.close(CLOSE_SECONDS)
+            if not scope.engine.channel.connected:
+                deadline = min(deadline, time.monotonic() + _AWAY_SECONDS)
+            scope.close(max(0.0, deadline - time.monotonic()))
         self._slot.leave(max(0.2, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
@@ -515,6 +521,7 @@ forking.track(_module_state)
 
 @atexit.register
 def _close_all() -> None:
-    """Close what is still open when the process exits; each client bounds its own end."""
+    """Close what is still open when the process exits, all clients within one client's time."""
+    deadline = time.monotonic() + CLOSE_SECONDS
     for client in list(_open_clients):
-        client.close()
+        client._close(deadline)

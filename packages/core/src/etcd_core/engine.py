@@ -97,7 +97,7 @@ class Engine:
         self.hub.close(timeout / 4)
         self.keeper.close(max(0.1, deadline - time.monotonic()))
         self.channel.close()
-        self._flush_announcements(0.5)
+        self._flush_announcements(min(0.5, max(0.1, deadline - time.monotonic())))
         self.dispatcher.stop(max(0.1, deadline - time.monotonic()))
 
     def _flush_announcements(self, timeout: float) -> None:

@@ -250,7 +250,7 @@ class Writer:
                 continue
             except EtcdError as exc:
                 # "Not sent" is true of this copy only.
-                raise (doubt or exc) from exc.__cause__
+                raise (doubt or exc) from None
             if answer.succeeded:
                 return Outcome(answer.header.revision, self._keys_vanished(plan, answer))
             # The guard may have failed on the first copy of this very transaction.

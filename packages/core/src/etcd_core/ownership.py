@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,7 @@ def leave_queue(
     )
     what = f"release {key.decode(errors='backslashreplace')!r}"
     seconds = engine.config.timeout if timeout is None else timeout
+    deadline = time.monotonic() + seconds
     was_alive = lease.alive()
     try:
         answer = engine.channel.unary(
@@ -83,7 +85,8 @@ def leave_queue(
         )
     except BaseException as exc:
         lease.taint()
-        revoked = engine.keeper.revoke(lease, timeout=min(seconds, GIVE_UP_SECONDS))
+        left = max(0.0, deadline - time.monotonic())
+        revoked = engine.keeper.revoke(lease, timeout=min(left, GIVE_UP_SECONDS))
         if isinstance(exc, NoSpace) and revoked:
             # 3.5 refuses every transaction without space, but not the revocation.
             return was_alive

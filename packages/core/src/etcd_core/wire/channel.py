@@ -44,6 +44,7 @@ from .classify import (
     is_tls_failure,
     unanswered_error,
 )
+from .credentials import Login, Token
 from .endpoints import Endpoints, Link, Metadata
 from .rpc import AUTHENTICATE, MEMBER_LIST, Req, Resp, Rpc
 
@@ -232,9 +233,10 @@ class Channel:
                 rpc, request, timeout=timeout, idempotent=again, on_ambiguous=on_ambiguous
             )
         except CallFailed as exc:
-            raise _typed(exc, what, write=rpc.write) from exc.error
-        except ClosedError as exc:
-            raise ClosedError(f"{what}: the client is closed", outcome_unknown=rpc.write) from exc
+            # gRPC's text is in ours; its tracebacks would make pages of every outage.
+            raise _typed(exc, what, write=rpc.write) from None
+        except ClosedError:
+            raise ClosedError(f"{what}: the client is closed", outcome_unknown=rpc.write) from None
 
     def call(
         self,
@@ -594,9 +596,7 @@ class _Auth:
             self._lock.release()
 
     def _authenticate(self, seconds: float) -> str | None:
-        request = pb.AuthenticateRequest(
-            name=self._config.username or "", password=self._config.password or ""
-        )
+        request = Login(self._config)
         # A stale token must not travel with the request that replaces it.
         self.token = None
         try:
@@ -606,7 +606,7 @@ class _Auth:
             if is_auth_disabled(exc.details):
                 return None
             raise self._refusal(exc) from exc.error
-        return answer.token
+        return Token(answer.token)
 
     def _refusal(self, exc: CallFailed) -> EtcdError:
         what = f"log in as {self._config.username!r}"

@@ -7,6 +7,7 @@ member's channel serves a process until it fails.
 
 from __future__ import annotations
 
+import operator
 import random
 import socket
 import threading
@@ -22,6 +23,9 @@ from . import messages as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Not the class's own method: a login is not a message, since a message would show its password.
+_serialize = operator.methodcaller("SerializeToString")
 
 Metadata = tuple[tuple[str, str], ...]
 AnyMethod = pb.Method[Any, Any]
@@ -72,7 +76,7 @@ class Link:
         if call is None:
             call = self._calls[method.path] = self._channel.unary_unary(
                 method.path,
-                request_serializer=method.request.SerializeToString,
+                request_serializer=_serialize,
                 response_deserializer=method.response.FromString,
             )
         return call(request, timeout=timeout, metadata=metadata)

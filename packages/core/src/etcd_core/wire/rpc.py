@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from . import messages as pb
+from .credentials import Login
 
 Req = TypeVar("Req")
 Resp = TypeVar("Resp")
@@ -76,9 +77,7 @@ MEMBER_LIST: Rpc[pb.MemberListRequest, pb.MemberListResponse] = Rpc(
 STATUS: Rpc[pb.StatusRequest, pb.StatusResponse] = Rpc(
     "Maintenance/Status", idempotent=True, needs_leader=False
 )
-AUTHENTICATE: Rpc[pb.AuthenticateRequest, pb.AuthenticateResponse] = Rpc(
-    "Auth/Authenticate", idempotent=True
-)
+AUTHENTICATE: Rpc[Login, pb.AuthenticateResponse] = Rpc("Auth/Authenticate", idempotent=True)
 
 _BY_PATH_IDEMPOTENT = frozenset(
     {
