@@ -175,8 +175,9 @@ def test_f02_sigterm_under_load(prefix: str) -> None:
 
 
 @pytest.mark.slow
-def test_f08_kill_the_leader(cluster: EtcdCluster, prefix: str) -> None:
-    with Client(endpoints=cluster.endpoints) as client:
+def test_f08_kill_the_leader(prefix: str) -> None:
+    """On a cluster of its own: 3.5.1 may have forgotten something after a SIGKILL under load."""
+    with EtcdCluster(3) as cluster, Client(endpoints=cluster.endpoints) as client:
         engine = client.scope().engine
         lease = engine.keeper.grant(5, what="grant")
         log = WatchLog()

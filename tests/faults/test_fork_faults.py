@@ -110,6 +110,53 @@ def test_f42_everything_held_over_a_fork(etcd_server: EtcdServer) -> None:
     assert out.splitlines() == ["((False, False, False), 'parent', ['1'])", "True True True"]
 
 
+def test_f42_tasks_over_a_fork(etcd_server: EtcdServer) -> None:
+    """A run is its own process's: the child is in none, and finds the parent's lock taken."""
+    out = run(
+        etcd_server,
+        """
+        from etcd_core import checkpoint, current_term, exclusive, leader_only
+        task = exclusive("job", client=client)(lambda: "ran")
+        leads = leader_only("chief", client=client)(lambda: "led")
+
+        def child():
+            try:
+                current_term()
+            except EtcdError as exc:
+                return type(exc).__name__, task(), leads()
+
+        with exclusive("job", client=client) as term, leader_only("chief", client=client):
+            print(in_child(child))
+            print(checkpoint(), term.lost.is_set())
+        print(in_child(task))
+        client.close()
+        """,
+    )
+    assert out.splitlines() == ["('NotLeader', None, None)", "True False", "'ran'"]
+
+
+def test_f42_a_resolver_over_a_fork(etcd_server: EtcdServer) -> None:
+    """What it knew it still picks; it follows no more, so the child opens a view of its own."""
+    out = run(
+        etcd_server,
+        """
+        from etcd_core.resolver import Resolver
+        held = [client.register(Descriptor(name="pay", id=name, address="h:1")) for name in "ab"]
+        resolver = Resolver(client.services("pay"))
+
+        def child():
+            inherited = {resolver.pick().id for _ in range(4)}
+            own = Resolver(client.services("pay"))
+            return sorted(inherited), sorted({own.pick().id for _ in range(4)})
+
+        print(in_child(child))
+        print(sorted({resolver.pick().id for _ in range(4)}))
+        client.close()
+        """,
+    )
+    assert out.splitlines() == ["(['a', 'b'], ['a', 'b'])", "['a', 'b']"]
+
+
 def test_client_made_before_a_fork_works_on_both_sides(etcd_server: EtcdServer) -> None:
     out = run(
         etcd_server,

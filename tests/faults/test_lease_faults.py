@@ -50,11 +50,14 @@ def test_f01_restart_with_data_keeps_the_lease(
     own_server: EtcdServer, make_client: MakeClient
 ) -> None:
     client = make_client(own_server.endpoint)
-    lease = grant(client, 6)
+    lease = grant(client, 20)
     deadline = lease.deadline
+    # The first renewal is due after a third of the TTL.
+    eventually(lambda: server_ttl(own_server, lease) < 19)
     own_server.kill()
     own_server.start()
     eventually(lambda: server_ttl(own_server, lease) > 0)
+    assert server_ttl(own_server, lease) >= 19, "armed anew"
     assert lease.alive()
     with client.lock("a", timeout=10):
         pass
@@ -143,7 +146,7 @@ def test_f22_dropped_answers_are_a_local_loss(
     assert f"{lease.id:x}" not in lease_ids(etcd_server)
 
 
-def test_revoked_by_a_third_party_is_lost_within_a_third_of_the_ttl(
+def test_f23_revoked_by_a_third_party_is_lost_within_a_third_of_the_ttl(
     etcd_server: EtcdServer, make_client: MakeClient
 ) -> None:
     client = make_client(etcd_server.endpoint)
@@ -176,6 +179,44 @@ def test_f43_the_wall_clock_is_of_no_consequence(
         with client.lock("b", timeout=5) as other:
             assert other.held
     assert lock.unlock() is True
+
+
+@pytest.mark.parametrize("fault", ["raises", "blocks"])
+def test_f44_a_handler_disturbs_no_other_watch(
+    etcd_server: EtcdServer, make_client: MakeClient, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_client(etcd_server.endpoint)
+    source = client.config_source("app")
+    source.save({"a": 0})
+    lock = client.lock("held", ttl=1)
+    release, entered = threading.Event(), threading.Event()
+    seen: list[object] = []
+    raw: list[object] = []
+
+    def bad(snapshot: object) -> None:
+        entered.set()
+        if fault == "raises":
+            raise RuntimeError("of the handler")
+        release.wait(20)
+
+    try:
+        source.watch(bad)
+        source.watch(lambda snapshot: seen.append(snapshot["a"]))
+        client.raw.add_watch_callback(f"{client.prefix}/config/app/a", raw.append)
+        assert entered.wait(10)
+        until = boottime() + 1.5
+        number = 0
+        while boottime() < until:
+            number += 1
+            source.save({"a": number})
+            eventually(lambda number=number: seen[-1:] == [number])
+            assert lock.held
+        eventually(lambda: len(raw) >= number)
+        assert number > 3
+    finally:
+        release.set()
+    client.close()
+    assert ("of the handler" in caplog.text) == (fault == "raises")
 
 
 def test_f44_a_blocking_receiver_delays_no_renewal(

@@ -1,4 +1,4 @@
-"""Faults under locks and elections: F4, F5, F6, F20, F23 to F25, F30, F45, F47 to F49, F51."""
+"""Faults under locks and elections: F4 to F7, F20, F23 to F25, F30, F45, F47 to F51."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from etcd_core import Client, ClosedError, ConnectionFailed, EtcdError, LeaseLost, Lock
+from etcd_core import (
+    Client,
+    ClosedError,
+    ConnectionFailed,
+    Descriptor,
+    EtcdError,
+    LeaseLost,
+    Lock,
+)
 from etcd_core.contender import Contender, TurnTimeout
 from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 from mutual_exclusion import contenders, finish
@@ -129,6 +138,40 @@ def test_f06_restart_with_an_empty_store_loses_the_lock(
         assert again.held
 
 
+def test_f07_a_restore_takes_what_is_newer(
+    own_server: EtcdServer, make_client: MakeClient, prefix: str
+) -> None:
+    """A lock and a registration from after the backup: lost and told, and made anew."""
+    client = make_client(own_server.endpoint)
+    client.raw.put(f"{prefix}/kept", "1")
+    backup = own_server.data_dir.parent / "backup.db"
+    own_server.ctl("snapshot", "save", str(backup))
+    lock, election = client.lock("a", ttl=3), client.campaign("boss", "me", ttl=3)
+    registration = client.register(Descriptor(name="web", id="1", address="h:1"), ttl=3)
+    for number in range(10):
+        client.raw.put(f"{prefix}/newer", str(number))
+    own_server.stop()
+    own_server.wipe()
+    own_server.ctl(
+        "snapshot",
+        "restore",
+        str(backup),
+        f"--data-dir={own_server.data_dir}",
+        f"--name={own_server.name}",
+        f"--initial-cluster={own_server.name}={own_server.peer_url}",
+        f"--initial-advertise-peer-urls={own_server.peer_url}",
+    )
+    own_server.start()
+    assert lock.done.wait(20)
+    assert election.done.wait(20)
+    eventually(lambda: keys_under(own_server, f"{prefix}/services/"), timeout=20)
+    eventually(lambda: registration.registered, timeout=20)
+    assert keys_under(own_server, f"{prefix}/locks/") == []
+    assert client.raw.get(f"{prefix}/kept")[0] == b"1"
+    with client.lock("a", timeout=20):
+        assert client.campaign("boss", "me", timeout=20).is_leader
+
+
 @pytest.mark.slow
 def test_f20_late_writes_leave_no_lock(
     etcd_server: EtcdServer, proxy: FaultProxy, make_client: MakeClient
@@ -163,6 +206,28 @@ def test_f20_late_campaigns_and_proclamations(
     never_again(lambda: client.leader("boss") != "three", seconds=1.0)
     election.resign()
     never_again(lambda: keys_under(etcd_server, f"{client.prefix}/elections/"), seconds=0.5)
+
+
+@pytest.mark.slow
+def test_f20_late_campaigns_leave_no_leader(
+    etcd_server: EtcdServer, proxy: FaultProxy, make_client: MakeClient
+) -> None:
+    """As with locks: 20 campaigns enter a black hole, each wins on a second path and resigns."""
+    client = make_client(proxy.endpoint, etcd_server.endpoint, timeout=20.0, lease_pool=25)
+    names = [f"late-{number}" for number in range(20)]
+    for election in [client.campaign(name, "warm") for name in names]:
+        election.resign()
+    prefer(client, proxy.port)
+    assert client.leader("late-0") is None
+    proxy.hold()
+    with ThreadPoolExecutor(len(names)) as pool:
+        won = list(pool.map(lambda name: client.campaign(name, "me", timeout=20), names))
+    for election in won:
+        election.resign()
+    proxy.heal()
+    prefer(client, proxy.port)
+    assert client.leader("through the proxy again") is None
+    never_again(lambda: keys_under(etcd_server, f"{client.prefix}/elections/"), seconds=1.0)
 
 
 @pytest.mark.slow
@@ -384,6 +449,53 @@ def test_f47_fifty_waiters_are_served_in_order_with_constant_work(
     assert counter.counts.get("Range", 0) == 0
 
 
+def test_a_release_before_the_watch_on_it_begins(
+    etcd_server: EtcdServer, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, other = make_client(etcd_server.endpoint), make_client(etcd_server.endpoint)
+    lock = other.lock("a")
+    follow = Contender._follow
+
+    def too_late(contender: Contender) -> None:
+        lock.unlock()
+        follow(contender)
+
+    monkeypatch.setattr(Contender, "_follow", too_late)
+    # Nothing wakes it again if the missing deletion is not looked for.
+    began = time.monotonic()
+    client.lock("a", ttl=60, timeout=40).unlock()
+    assert time.monotonic() - began < 10
+
+
+def test_what_others_write_costs_a_waiter_one_look(
+    etcd_server: EtcdServer, make_client: MakeClient, waiters: list[Waiting]
+) -> None:
+    counter = RpcCounter()
+    client = make_client(etcd_server.endpoint, interceptors=(counter,))
+    other = make_client(etcd_server.endpoint)
+    client.lock("warm").unlock()
+    with other.lock("a") as lock:
+        counter.reset()
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                other.raw.put(f"{other.prefix}/noise", "")
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            waiters.append(Waiting(client, "a"))
+            eventually(lambda: queue_length(etcd_server, client.prefix, "a") == 2)
+            time.sleep(0.5)  # nothing is to happen
+        finally:
+            stop.set()
+            writer.join()
+        assert counter.counts["Txn"] <= 2
+        assert lock.held
+    waiters[0].result().unlock()
+
+
 def sorted_queue(server: EtcdServer, prefix: str) -> list[str]:
     return server.ctl(
         "get", "--prefix", f"{prefix}/locks/a/", "--keys-only", "--sort-by=CREATE", "--order=ASCEND"
@@ -421,6 +533,46 @@ def test_f49_unusual_names(etcd_server: EtcdServer, make_client: MakeClient, nam
         assert client.try_lock(name) is None
         assert lock.etcd_key.startswith(f"{client.prefix}/locks/{name}/")
     client.lock(name, timeout=5).unlock()
+
+
+@pytest.mark.parametrize(("holder", "other"), [("a", "a/b"), ("a/b", "a"), ("a/b", "a/b/c")])
+def test_f49_a_nested_name_is_another_lock(
+    etcd_server: EtcdServer, make_client: MakeClient, holder: str, other: str
+) -> None:
+    client = make_client(etcd_server.endpoint)
+    with client.lock(holder), client.lock(other, timeout=5) as second:
+        assert second.held
+        assert client.try_lock(holder) is None
+        assert client.try_lock(other) is None
+
+
+@pytest.mark.slow
+def test_f50_etcdctl_in_the_same_queue_and_killed(
+    etcd_server: EtcdServer, make_client: MakeClient, waiters: list[Waiting]
+) -> None:
+    """Ours, then ``etcdctl lock``, then ours; the tool dies as it is: its lease is its last word.
+
+    Both tools in both orders, elections too: tests/interop/test_etcdctl.py.
+    """
+    client = make_client(etcd_server.endpoint)
+    name = f"{client.prefix}/locks/a"
+    first = client.lock("a")
+    tool = etcd_server.ctl_process("lock", "--ttl=1", name)
+    try:
+        eventually(lambda: queue_length(etcd_server, client.prefix, "a") == 2)
+        waiters.append(Waiting(client, "a"))
+        eventually(lambda: queue_length(etcd_server, client.prefix, "a") == 3)
+        assert first.unlock()
+        assert tool.stdout is not None
+        assert tool.stdout.readline().startswith(name)
+        assert waiters[0].lock is None
+        tool.kill()
+        last = waiters[0].result(30)
+    finally:
+        tool.kill()
+        tool.communicate()
+    assert last.token > first.token
+    assert last.unlock()
 
 
 def test_f51_a_thousand_cycles_leave_nothing(

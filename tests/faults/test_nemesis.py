@@ -40,12 +40,13 @@ def clients(prefix: str, **options: object) -> Iterator[Callable[..., Client]]:
 
 
 @contextmanager
-def no_reset_is_seen() -> Iterator[None]:
+def no_reset_is_seen(ask: Callable[[], object] = str) -> Iterator[None]:
     """One member's store is emptied, never the cluster's: nobody may take that for a reset."""
     seen: list[object] = []
 
     def note(sender: object, **payload: object) -> None:
         seen.append(payload)
+        print(f"a reset that never was: {payload}; {ask()}", flush=True)
 
     with signals.cluster_reset.connected_to(note):  # type: ignore[attr-defined]
         yield
@@ -65,22 +66,27 @@ def test_j9_nemesis(
     with (
         EtcdCluster(3, auth=_PASSWORD, flags=flags) as cluster,
         clients(prefix, timeout=10.0, **login) as make,
-        no_reset_is_seen(),
     ):
 
-        def third_party() -> Client:
-            return Client(Config(cluster.endpoints, prefix=prefix, **login))  # type: ignore[arg-type]
+        def third_party(*endpoints: str) -> Client:
+            chosen = endpoints or cluster.endpoints
+            return Client(Config(chosen, prefix=prefix, **login))  # type: ignore[arg-type]
 
         nemesis = Nemesis(cluster, nemesis_seed, third_party, prefix)
         try:
-            fleet = Fleet.over(lambda: make(nemesis.endpoints))
-            fleet.start()
-            try:
-                nemesis.run(nemesis_seconds)
-            finally:
-                fleet.stop()
-            with third_party() as judge:
-                fleet.check(judge)
+            with no_reset_is_seen(nemesis.state):
+                fleet = Fleet.over(lambda: make(nemesis.endpoints))
+                fleet.start()
+                try:
+                    nemesis.run(nemesis_seconds)
+                finally:
+                    print(f"nemesis: applied index and revision: {nemesis.stores()}")
+                    fleet.stop()
+                with third_party() as judge:
+                    fleet.check(judge)
+        except AssertionError:
+            print(f"nemesis: members that forgot something: {nemesis.forgetful() or 'none'}")
+            raise
         finally:
             print(f"nemesis: seed {nemesis_seed} did {dict(nemesis.done)}")
             nemesis.close()

@@ -6,8 +6,13 @@ than that, so that an error which only comes with the timeout fails the test.
 
 from __future__ import annotations
 
+import gc
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -117,6 +122,37 @@ def test_f41_expired_client_certificate(site: Site) -> None:
 def test_f41_plaintext_to_a_tls_server(site: Site) -> None:
     text = refusal(site.tls, None)
     assert "TLS" in text
+
+
+def test_f41_a_server_that_only_resets_is_no_tls_server() -> None:
+    """It hangs up as one that wants TLS does; the look for the cause must leave no socket open."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stop = threading.Event()
+
+        def reset() -> None:
+            listening.settimeout(0.1)
+            while not stop.is_set():
+                with suppress(TimeoutError):
+                    # Closed with no time to linger: the peer gets a reset.
+                    connection = listening.accept()[0]
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    connection.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        try:
+            port = listening.getsockname()[1]
+            with (
+                Client(endpoints=[f"127.0.0.1:{port}"], timeout=1.0) as client,
+                pytest.raises(ConnectionFailed) as failure,
+            ):
+                client.leader("nobody")
+        finally:
+            stop.set()
+            thread.join(10)
+    assert "TLS" not in str(failure.value)
+    gc.collect()
 
 
 def test_f41_tls_to_a_plaintext_server(site: Site) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from checkers import Hygiene, WatchLog, Witness
-from etcd_core import Client, signals
+from etcd_core import Client, ConfigSnapshot, signals
+from etcd_core.dispatch import Subscription
 from etcd_core.engine import Engine
 from etcd_core.errors import ClusterReset, Compacted
 from etcd_core.keys import prefix_range_end
@@ -386,6 +387,41 @@ def test_f29_matching_writes_compacted_while_disconnected(
     assert {e.key.removeprefix(prefix.encode()) for e in change.deleted} == {b"removed"}
     last = witness.put(f"{prefix}a", "live again")
     eventually(lambda: follower.mirror.view.revision >= last)
+
+
+# -- callbacks ---------------------------------------------------------------------------------
+
+
+def test_f46_a_callback_cancels_its_watch_and_begins_another(
+    server: EtcdServer, witness: Witness, prefix: str
+) -> None:
+    """From inside, where waiting for the running callback would be waiting for itself."""
+    with Client(endpoints=[server.endpoint], prefix=prefix.rstrip("/")) as client:
+        source = client.config_source("app")
+        source.save({"a": 0})
+        told: list[tuple[str, object]] = []
+        begun: list[Subscription] = []
+
+        def second(snapshot: ConfigSnapshot) -> None:
+            told.append(("second", snapshot["a"]))
+
+        def first(snapshot: ConfigSnapshot) -> None:
+            told.append(("first", snapshot["a"]))
+            if snapshot["a"] == 1:
+                subscription.cancel()
+                begun.append(source.watch(second))
+
+        subscription = source.watch(first)
+        eventually(lambda: told == [("first", 0)])
+        source.save({"a": 1})
+        eventually(lambda: told[1:] == [("first", 1), ("second", 1)])
+        source.save({"a": 2})
+        eventually(lambda: told[3:] == [("second", 2)])
+        begun[0].cancel()
+        source.save({"a": 3})
+        assert source.load()["a"] == 3
+        eventually(lambda: client.scope().engine.hub.count == 0)
+        assert len(told) == 4
 
 
 # -- size --------------------------------------------------------------------------------------

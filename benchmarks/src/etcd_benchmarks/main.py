@@ -13,14 +13,15 @@ from importlib.metadata import version
 
 from etcd_core.testing import EtcdServer
 
-from . import core_rows, dynaconf_rows, startup
+from . import core_rows, dynaconf_rows, handover, startup
 from .core_rows import Bench
-from .measure import Effort, Row, seconds
+from .measure import Effort, Row, show
 
 Group = Callable[[Bench], list[Row]]
 
 _GROUPS: dict[str, Group] = {
     "locks": core_rows.locks,
+    "handover": handover.handover,
     "registration": core_rows.registration,
     "watches": core_rows.watches,
     "configuration": core_rows.configuration,
@@ -102,8 +103,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.name,
         row.floor_name,
-        seconds(row.floor),
-        seconds(row.ours),
+        show(row.floor, row.unit),
+        show(row.ours, row.unit),
         ratio,
         row.requests,
         row.bar,

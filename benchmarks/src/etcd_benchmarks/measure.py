@@ -29,6 +29,7 @@ class Row:
         requests: What was sent for one operation.
         passed: Whether the bar is reached; None where there is none.
         notes: More figures.
+        unit: ``"s"``, or what the figures are instead.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     requests: str = ""
     passed: bool | None = None
     notes: list[str] = field(default_factory=list)
+    unit: str = "s"
 
     def check(self, reached: bool) -> None:
         """Count one more condition of the bar."""
@@ -139,6 +141,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def show(value: float | None, unit: str) -> str:
+    """Return a figure for people."""
+    if value is None or unit == "s":
+        return seconds(value)
+    return f"{value:.3g} {unit}".rstrip()
+
+
 def seconds(value: float | None) -> str:
     """Return a duration for people."""
     if value is None:
@@ -146,4 +155,4 @@ def seconds(value: float | None) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
+    return f"{value / 1e-9:.3g} ns" if value else "0"

@@ -16,7 +16,7 @@ from etcd_core import Client, Config
 from etcd_core.wire import messages as pb
 
 from .core_rows import Bench
-from .measure import Row, compare, timed
+from .measure import Row, compare, seconds, timed
 from .stub import Stub
 
 _KEPT_OUT = ("grpc", "google.protobuf", "yaml", "etcd3")
@@ -43,6 +43,12 @@ from dynaconf import Dynaconf
 settings = Dynaconf({options})
 settings.get("X")
 """
+_RANGE = """
+import yaml
+from etcd_benchmarks.stub import Stub
+with Stub({endpoint!r}) as stub:
+    yaml.safe_load(stub.read("/bench/config/first/").kvs[0].value)
+"""
 _DJANGO = """
 import django
 from django.conf import settings
@@ -55,7 +61,7 @@ def startup(bench: Bench) -> list[Row]:
     """Return the rows of a process's start."""
     rounds = 5 if bench.effort.iterations < 100 else 7
     rows = [
-        _import_row("etcd_core", "", rounds),
+        _import_row("etcd_core", "import blinker, logging", rounds),
         _import_row("flask_etcd", "import flask", rounds),
         _import_row("django_etcd", "import django.conf, django.dispatch", rounds),
     ]
@@ -85,10 +91,7 @@ def _run(code: str) -> tuple[float, list[str]]:
 
 def _import_row(module: str, floor: str, rounds: int) -> Row:
     row = Row(f"import {module}", floor, "grpc, protobuf, yaml, etcd3 stay out")
-    if floor:
-        compare(row, _fresh(floor), _fresh(f"import {module}"), rounds)
-    else:
-        row.ours = statistics.median(_run(f"import {module}")[0] for _ in range(rounds))
+    compare(row, _fresh(floor), _fresh(f"import {module}"), rounds)
     loaded = _run(f"import {module}")[1]
     row.requests = ", ".join(loaded)
     row.check(not loaded)
@@ -110,14 +113,16 @@ def _first_connection(bench: Bench) -> Row:
 
 
 def _first_setting(bench: Bench, rounds: int) -> Row:
-    row = Row("first settings.X, etcd-only, not live", "the same Dynaconf without etcd")
-    row.notes.append("the difference is importing the four and one read")
+    row = Row("first settings.X, etcd-only, not live", "Dynaconf without etcd, and a raw Range")
     with bench.client() as client:
         client.config_source("first").save({"x": 1})
     etcd = {"endpoints": [bench.endpoint], "prefix": "/bench", "name": "first", "watch": False}
     options = f"LOADERS_FOR_DYNACONF=['dynaconf_etcd.loader'], ETCD_FOR_DYNACONF={etcd!r}"
     plain = _DYNACONF.format(options="LOADERS_FOR_DYNACONF=[]")
-    return compare(row, _fresh(plain), _fresh(_DYNACONF.format(options=options)), rounds)
+    floor = plain + _RANGE.format(endpoint=bench.endpoint)
+    alone = statistics.median(_run(plain)[0] for _ in range(3))
+    row.notes.append(f"{seconds(alone)} of that is Dynaconf without etcd")
+    return compare(row, _fresh(floor), _fresh(_DYNACONF.format(options=options)), rounds)
 
 
 def _django_ready(bench: Bench, rounds: int) -> Row:

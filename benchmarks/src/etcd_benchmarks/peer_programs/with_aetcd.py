@@ -1,13 +1,23 @@
-"""The work, done with aetcd (asyncio)."""
+"""The work, done with aetcd (asyncio): contenders are coroutines of one loop."""
 
 import asyncio
 import statistics
 import time
 
 import aetcd
-from common import CONTENDERS, TURNS, arguments, gaps, report
+from common import (
+    CONTENDERS,
+    PATIENCE,
+    TTL,
+    Crowd,
+    arguments,
+    received,
+    record,
+    report,
+    spent,
+)
 
-host, port, times = arguments()
+host, port, times, name = arguments()
 
 
 async def timed(operation):
@@ -44,42 +54,54 @@ async def watch_latency(client):
 
 
 async def cycle(client):
-    lock = client.lock(b"free", ttl=30)
+    lock = client.lock(f"{name}-free".encode(), ttl=TTL)
     await lock.acquire(timeout=60)
     await lock.release()
 
 
-async def hand_over(client, contenders):
-    log = []
-    turns = max(2, TURNS // contenders)
+async def contend(client, contenders):
+    found = Crowd(contenders)
+    key = f"{name}-aetcd-{contenders}".encode()
 
-    async def contend():
-        for _ in range(turns):
-            lock = client.lock(b"crowd-aetcd", ttl=30)
+    async def turns(number):
+        for _ in range(found.turns):
+            asked = time.perf_counter()
+            lock = client.lock(key, ttl=TTL)
             assert await lock.acquire(timeout=60)
-            log.append((time.perf_counter(), time.perf_counter()))
+            taken = time.perf_counter()
+            found.note(number, asked, taken, time.perf_counter())
             await lock.release()
 
-    await asyncio.wait_for(asyncio.gather(*(contend() for _ in range(contenders))), 20)
-    return gaps(log)
+    tasks = [asyncio.ensure_future(turns(number)) for number in range(contenders)]
+    _, late = await asyncio.wait(tasks, timeout=PATIENCE)
+    for task in late:
+        task.cancel()
+    return found
 
 
 async def main():
     client = aetcd.Client(host=host, port=port)
     await client.connect()
-    work = {
+    operations = {
         "put": lambda: timed(lambda: client.put(b"/peer/aetcd/k", b"v")),
         "get": lambda: timed(lambda: client.get(b"/peer/aetcd/k")),
         "lock cycle": lambda: timed(lambda: cycle(client)),
         "watch latency": lambda: watch_latency(client),
-        **{f"hand-over, {n}": lambda n=n: hand_over(client, n) for n in CONTENDERS},
     }
     results = {}
-    for name, operation in work.items():
+    for operation_name, operation in operations.items():
         try:
-            results[name] = await operation()
+            before = received(host, port)
+            seconds = await operation()
+            requests = spent(before, received(host, port), times + 1)
+            results[operation_name] = {"seconds": seconds, "requests": requests}
         except BaseException as exc:
-            results[name] = f"{type(exc).__name__}: {exc}"[:120]
+            results[operation_name] = {"note": f"{type(exc).__name__}: {exc}"[:120]}
+    for contenders in CONTENDERS:
+        before = received(host, port)
+        found = await contend(client, contenders)
+        requests = spent(before, received(host, port), len(found.log) or 1)
+        record(results, contenders, found.figures(), requests)
     report(results)
 
 

@@ -3,9 +3,9 @@
 import threading
 
 import etcd3
-from common import CONTENDERS, arguments, collect, hand_over, report, timed
+from common import CONTENDERS, TTL, arguments, crowd, measure, report, timed
 
-host, port, times = arguments()
+host, port, times, name = arguments()
 client = etcd3.client(host=host, port=port)
 
 
@@ -23,24 +23,23 @@ def watch_latency():
     return timed(once, times)
 
 
-def take(number):
-    lock = client.lock("crowd-etcd3", ttl=30)
+def take(lock_name):
+    lock = client.lock(lock_name, ttl=TTL)
     assert lock.acquire(timeout=60)
     return lock.release
 
 
-def cycle():
-    take(0)()
-
-
 report(
-    collect(
+    measure(
+        host,
+        port,
+        times,
         {
             "put": lambda: timed(lambda: client.put("/peer/etcd3/k", "v"), times),
             "get": lambda: timed(lambda: client.get("/peer/etcd3/k"), times),
-            "lock cycle": lambda: timed(cycle, times),
+            "lock cycle": lambda: timed(lambda: take(f"{name}-free")(), times),
             "watch latency": watch_latency,
-            **{f"hand-over, {n}": lambda n=n: hand_over(n, take) for n in CONTENDERS},
-        }
+        },
+        {n: lambda n=n: crowd(n, lambda number: take(f"{name}-etcd3-{n}")) for n in CONTENDERS},
     )
 )

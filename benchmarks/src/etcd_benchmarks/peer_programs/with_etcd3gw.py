@@ -4,9 +4,9 @@ import threading
 import time
 
 import etcd3gw
-from common import CONTENDERS, arguments, collect, hand_over, report, timed
+from common import CONTENDERS, TTL, arguments, crowd, measure, report, timed
 
-host, port, times = arguments()
+host, port, times, name = arguments()
 client = etcd3gw.client(host=host, port=port, api_path="/v3/")
 local = threading.local()
 
@@ -30,25 +30,24 @@ def watch_latency():
         cancel()
 
 
-def take(number):
-    lock = mine().lock("crowd-etcd3gw", ttl=30)
+def take(lock_name):
+    lock = mine().lock(lock_name, ttl=TTL)
     while not lock.acquire():
         time.sleep(0.002)
     return lock.release
 
 
-def cycle():
-    take(0)()
-
-
 report(
-    collect(
+    measure(
+        host,
+        port,
+        times,
         {
             "put": lambda: timed(lambda: client.put("/peer/etcd3gw/k", "v"), times),
             "get": lambda: timed(lambda: client.get("/peer/etcd3gw/k"), times),
-            "lock cycle": lambda: timed(cycle, times),
+            "lock cycle": lambda: timed(lambda: take(f"{name}-free")(), times),
             "watch latency": watch_latency,
-            **{f"hand-over, {n}": lambda n=n: hand_over(n, take) for n in CONTENDERS},
-        }
+        },
+        {n: lambda n=n: crowd(n, lambda number: take(f"{name}-etcd3gw-{n}")) for n in CONTENDERS},
     )
 )

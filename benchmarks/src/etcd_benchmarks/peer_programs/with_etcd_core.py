@@ -2,11 +2,11 @@
 
 import threading
 
-from common import CONTENDERS, arguments, collect, hand_over, report, timed
+from common import CONTENDERS, TTL, arguments, crowd, measure, report, timed
 
 from etcd_core import Client
 
-host, port, times = arguments()
+host, port, times, name = arguments()
 client = Client(endpoints=[f"{host}:{port}"], prefix="/peer/etcd_core")
 raw = client.raw
 
@@ -25,18 +25,23 @@ def watch_latency():
     return timed(once, times)
 
 
-def take(number):
-    return client.lock("crowd-etcd_core", ttl=30, timeout=60).unlock
+def contend(contenders):
+    return crowd(
+        contenders, lambda number: client.lock(f"{name}/{contenders}", ttl=TTL, timeout=60).unlock
+    )
 
 
 report(
-    collect(
+    measure(
+        host,
+        port,
+        times,
         {
             "put": lambda: timed(lambda: raw.put("/peer/etcd_core/k", "v"), times),
             "get": lambda: timed(lambda: raw.get("/peer/etcd_core/k"), times),
-            "lock cycle": lambda: timed(lambda: client.lock("free").unlock(), times),
+            "lock cycle": lambda: timed(lambda: client.lock("free", ttl=TTL).unlock(), times),
             "watch latency": watch_latency,
-            **{f"hand-over, {n}": lambda n=n: hand_over(n, take) for n in CONTENDERS},
-        }
+        },
+        {n: lambda n=n: contend(n) for n in CONTENDERS},
     )
 )
