@@ -12,6 +12,9 @@ import pytest
 from etcd_core import Client, Config
 from etcd_core.testing import EtcdServer, FaultProxy
 
+# Here, since the process that prints the summary loads this file only.
+from hosting_table import pytest_terminal_summary  # noqa: F401
+
 MakeClient = Callable[..., Client]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 
-from etcd_core import Client, Descriptor, InvalidConfig
+from etcd_core import Client, Config, Descriptor, InvalidConfig
+from etcd_core import signals as core
 from etcd_core.hosting import ServiceHost
-from etcd_core.testing import EtcdServer, eventually
+from etcd_core.testing import EtcdServer, FaultProxy, eventually
 from flask_etcd import Etcd, signals
 
 
@@ -20,11 +21,11 @@ def make_app(etcd_server: EtcdServer) -> Iterator[object]:
 
     def make(etcd: Etcd, **options: object) -> Flask:
         app = Flask(f"app{len(apps)}")
-        app.config.update(
-            ETCD_ENDPOINTS=[etcd_server.endpoint],
-            ETCD_PREFIX=f"/flask/{uuid.uuid4().hex}",
-            **options,
-        )
+        defaults = {
+            "ETCD_ENDPOINTS": [etcd_server.endpoint],
+            "ETCD_PREFIX": f"/flask/{uuid.uuid4().hex}",
+        }
+        app.config.update({**defaults, **options})
         etcd.init_app(app)
         apps.append(app)
         return app
@@ -136,3 +137,148 @@ def test_the_same_service_in_two_applications_is_one_registration(
     with two.app_context():
         assert etcd.registration is first
     two.extensions["etcd"].close()
+
+
+class Heard:
+    """What the signals of :mod:`flask_etcd.signals` told, by application."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object, dict[str, object]]] = []
+        self._receivers: list[object] = []
+        for name in signals.__all__:
+            self._connect(name)
+
+    def _connect(self, name: str) -> None:
+        def receive(app: object, **payload: object) -> None:
+            self.told.append((name, app, payload))
+
+        self._receivers.append(receive)
+        getattr(signals, name).connect(receive)
+
+    def of(self, app: Flask) -> list[str]:
+        return [name for name, sender, _ in self.told if sender is app]
+
+    def payload(self, name: str) -> dict[str, object]:
+        return next(payload for told, _, payload in self.told if told == name)
+
+
+def test_all_signals_have_the_application_as_sender(make_app) -> None:
+    etcd = Etcd()
+    app, other = make_app(etcd), make_app(etcd)
+    heard = Heard()
+
+    @etcd.leader_only("nightly")
+    def nightly() -> int:
+        return 1
+
+    with app.app_context():
+        client = etcd.client
+        assert nightly() == 1
+        view = etcd.services("pay")
+        source = client.config_source("app")
+        source.save({"a": 1})
+        subscription = source.watch(lambda snapshot: None)
+        registration = client.register(Descriptor(name="pay", id="a", address="10.0.0.1:80"))
+        lock = client.lock("nightly")
+        client.raw.delete(lock.etcd_key)
+        source.save({"a": 2})
+        registration.deregister()
+    with other.app_context(), etcd.client.campaign("nightly", "me"):
+        assert nightly() is None
+    expected = {
+        "leadership_acquired", "service_registered", "service_changed", "lock_lost",
+        "config_changed", "service_deregistered",
+    }  # fmt: skip
+    eventually(lambda: expected <= set(heard.of(app)), message=str(heard.told))
+    eventually(lambda: "leadership_lost" in heard.of(other), message=str(heard.told))
+    subscription.cancel()
+    assert set(heard.of(other)) == {"leadership_acquired", "leadership_lost", "task_skipped"}
+    assert heard.payload("service_registered")["registration"] is registration
+    assert heard.payload("service_changed")["view"] is view
+    assert heard.payload("lock_lost")["lock"] is lock
+    assert heard.payload("config_changed")["source"] is source
+    assert heard.payload("task_skipped")["task"].endswith("nightly")
+    assert heard.payload("task_skipped")["reason"] == "not_leader"
+
+
+def test_signals_of_another_client_are_not_the_applications(make_app) -> None:
+    etcd = Etcd()
+    app = make_app(etcd)
+    heard = Heard()
+    # Under the same prefix, even.
+    config = Config(app.config["ETCD_ENDPOINTS"], prefix=app.config["ETCD_PREFIX"])
+    with Client(config) as stranger, stranger.campaign("theirs", "me"):
+        pass
+    with app.app_context(), etcd.client.campaign("mine", "me"):
+        pass
+    eventually(lambda: len(heard.of(app)) == 2, message=str(heard.told))
+    assert heard.payload("leadership_acquired")["key"] == "mine"
+
+
+def test_applications_that_share_a_client_share_its_connection_only(
+    make_app, etcd_server: EtcdServer
+) -> None:
+    etcd = Etcd()
+    heard = Heard()
+    with FaultProxy(etcd_server.endpoint) as proxy:
+        options = {
+            "ETCD_ENDPOINTS": [proxy.endpoint],
+            "ETCD_PREFIX": f"/flask/{uuid.uuid4().hex}",
+            "ETCD_TIMEOUT": 1,
+        }
+        one, two = make_app(etcd, **options), make_app(etcd, **options)
+        for app in (one, two):
+            with app.app_context():
+                etcd.client.discover("pay")
+        with one.app_context():
+            etcd.client.register(Descriptor(name="pay", id="a", address="10.0.0.1:80"))
+        proxy.refuse()
+        proxy.reset()
+        both = ["connection_state_changed"]
+        eventually(lambda: heard.of(two)[:1] == both, 30, message=str(heard.told))
+        proxy.refuse(False)
+        eventually(lambda: heard.of(two)[:2] == both * 2, 30, message=str(heard.told))
+        eventually(lambda: heard.of(one).count(both[0]) >= 2, message=str(heard.told))
+        assert set(heard.of(two)) == set(both)
+        assert "service_registered" in heard.of(one)
+        for app in (one, two):
+            app.extensions["etcd"].close()
+
+
+def test_one_registration_of_two_applications_is_told_to_both(make_app) -> None:
+    etcd = Etcd()
+    heard = Heard()
+    options = {"ETCD_SERVICE_NAME": "shop", "ETCD_PREFIX": f"/flask/{uuid.uuid4().hex}"}
+    one, two = make_app(etcd, **options), make_app(etcd, **options)
+    for app in (one, two):
+        app.extensions["etcd"].register("shop.example:80")
+    eventually(lambda: heard.of(one) == heard.of(two) == ["service_registered"])
+    one.extensions["etcd"].ready(False)
+    told = ["service_registered", "service_deregistered"]
+    eventually(lambda: heard.of(one) == heard.of(two) == told)
+
+
+def test_not_ready_before_it_serves(make_app) -> None:
+    etcd = Etcd()
+    app = make_app(etcd, ETCD_SERVICE_NAME="shop")
+    host = app.extensions["etcd"]
+    host.ready(False)
+    host.register("shop.example:80")
+    eventually(lambda: host.serving)
+    assert host.registration is None
+    host.ready(True)
+    eventually(lambda: host.registration is not None and host.registration.registered)
+
+
+def test_dynaconf_settings_of_an_application(make_app) -> None:
+    etcd = Etcd()
+    app, other = make_app(etcd), make_app(etcd)
+    app.dynaconf, other.dynaconf = object(), object()
+    heard = Heard()
+    core.send(core.config_changed, app.dynaconf, revision=7)
+    core.send(core.config_rejected, app.dynaconf, revision=8, reasons=("no",))
+    core.send(core.config_changed, object(), revision=9)
+    assert heard.told == [
+        ("config_changed", app, {"source": app.dynaconf, "revision": 7}),
+        ("config_rejected", app, {"source": app.dynaconf, "revision": 8, "reasons": ("no",)}),
+    ]

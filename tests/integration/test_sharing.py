@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from etcd_core import Client, ClosedError, Conflict, Descriptor, InvalidArgument, signals
-from etcd_core.presence import Presence
+from etcd_core.presence import Presence, started_at
 from etcd_core.sharing import SharedRegistration, drain_here
 from etcd_core.testing import EtcdServer, eventually
 
@@ -22,10 +22,12 @@ ME = Descriptor(name="shop", id="shop-1", address="10.0.0.1:80", metadata={"vers
 def join(etcd_client: Client) -> Iterator[Join]:
     clients: list[Client] = []
 
-    def enter(info: Descriptor = ME, ttl: float = 60) -> SharedRegistration:
+    def enter(
+        info: Descriptor = ME, ttl: float = 60, server_started: float | None = None
+    ) -> SharedRegistration:
         client = Client(etcd_client.config)
         clients.append(client)
-        share = SharedRegistration(client.scope(), info, ttl)
+        share = SharedRegistration(client.scope(), info, ttl, server_started)
         share.start()
         eventually(lambda: share.registered, message="registered")
         return share
@@ -206,6 +208,29 @@ def test_drain_here_marks_only_this_machines_entries(etcd_client: Client, join: 
     eventually(lambda: share.info.metadata.get("status") == "draining", message="seen")
     found = {each.id: dict(each.metadata) for each in etcd_client.discover("shop")}
     assert found == {"shop-1": {"version": "1", "status": "draining"}, "shop-2": {}}
+
+
+def test_a_drain_is_kept_by_later_workers_of_the_server_only(
+    etcd_client: Client, join: Join
+) -> None:
+    def metadata() -> dict[str, str]:
+        return dict(etcd_client.discover("shop")[0].metadata)
+
+    drained = {"version": "1", "status": "draining"}
+    before = started_at(os.getpid())
+    first = join(server_started=before)
+    drain_here(etcd_client.scope(), "shop")
+    assert metadata() == drained
+    second = join(server_started=before)
+    assert metadata() == drained
+    second.update(metadata={"version": "2"})
+    assert metadata() == {"version": "2"}
+    join(server_started=before)
+    assert metadata() == {"version": "1"}
+    drain_here(etcd_client.scope(), "shop")
+    join(server_started=time.clock_gettime(time.CLOCK_BOOTTIME))
+    assert metadata() == {"version": "1"}
+    assert first.registered
 
 
 def test_presence_ends_with_the_process(tmp_path: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from etcd_core import Client, Config, ServiceEvent
+import death_watch
+from etcd_core import Client, Config, ServiceEvent, ServiceEventType
 from etcd_core.testing import EtcdServer, eventually
 from etcd_core.testing._ports import free_ports
 
 APPS = Path(__file__).parents[1] / "integration" / "hosting" / "apps"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Registry:
@@ -30,7 +32,17 @@ class Registry:
         self.endpoint = server.endpoint
         self.client = Client(Config([server.endpoint], prefix=prefix))
         self.events: list[ServiceEvent] = []
-        self._subscription = self.client.watch_service(name, self.events.append)
+        self.times: list[float] = []
+        self._told: dict[str, str] = {}
+        self._subscription = self.client.watch_service(name, self._note)
+
+    def _note(self, event: ServiceEvent) -> None:
+        self.times.append(time.monotonic())
+        self.events.append(event)
+        if event.type is ServiceEventType.REMOVED:
+            self._told.pop(event.info.id, None)
+        else:
+            self._told[event.info.id] = event.info.address
 
     def close(self) -> None:
         self.client.close()
@@ -42,8 +54,10 @@ class Registry:
         return [dict(each.metadata) for each in self.client.discover(self.name)]
 
     def wait_for(self, *addresses: str) -> None:
+        """Wait until etcd holds these, and watchers were told so."""
+        wanted = sorted(addresses)
         eventually(
-            lambda: sorted(self.addresses()) == sorted(addresses),
+            lambda: sorted(self.addresses()) == wanted == sorted(self._told.values()),
             PATIENCE,
             message=f"{self.name} at {addresses}",
         )
@@ -56,7 +70,9 @@ class ServerProcess:
     """A command in its own process group, its output in a file."""
 
     def __init__(self, command: list[str], registry: Registry, **env: str) -> None:
+        self.command = command
         self.port = int(env.get("TEST_PORT") or 0)
+        self.ended_at: float | None = None
         self._log = tempfile.NamedTemporaryFile("w+", prefix="hosting-", suffix=".log")  # noqa: SIM115
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
@@ -69,6 +85,9 @@ class ServerProcess:
             "TEST_SERVICE": registry.name,
             **env,
         }
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # A run in the background of a shell ignores it, and a child would inherit that.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -78,6 +97,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        death_watch.add(self.pid)
 
     @property
     def pid(self) -> int:
@@ -100,13 +120,24 @@ class ServerProcess:
     def wait_serving(self) -> None:
         eventually(self.get, PATIENCE, message=f"serving\n{self.output}")
 
+    def wait_open(self) -> None:
+        """Wait until it listens, without sending a request."""
+        address = ("127.0.0.1", self.port)
+        eventually(lambda: socket.create_connection(address, 5).close() is None, PATIENCE)
+
     def signal_group(self, number: int) -> None:
         os.killpg(self.pid, number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the parent and wait for its end; return its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.wait()
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait for the parent's end; return its exit code."""
+        code = self.process.wait(seconds)
+        self.ended_at = time.monotonic()
+        return code
 
     def close(self) -> None:
         # The group is ours: it was started as a session of its own.
@@ -118,6 +149,7 @@ class ServerProcess:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait(5)
+        death_watch.remove(self.pid)
         self._log.close()
 
 

@@ -73,11 +73,23 @@ def test_tls(tls: object, expected: Tls | None) -> None:
         ("TLS", {"certificate": "x"}),
         ("USERNAME", "only"),
         ("NONSENSE", 1),
+        ("READY", "ready"),
+        ("READY", "shop.health.ready()"),
+        ("READY", True),
+        ("READY_INTERVAL", 0),
+        ("READY_INTERVAL", "often"),
     ],
 )
 def test_refused(name: str, value: object) -> None:
     with pytest.raises(InvalidConfig):
         HostOptions.parse({**ENDPOINTS, name: value}, label="ETCD_")
+
+
+@pytest.mark.parametrize("ready", ["shop.health.ready", "shop.health:ready", len, None])
+def test_ready(ready: object) -> None:
+    options = HostOptions.parse({**ENDPOINTS, "READY": ready, "READY_INTERVAL": "0.5"})
+    assert (options.ready, options.ready_interval) == (ready, 0.5)
+    assert HostOptions.parse(ENDPOINTS).ready_interval == 5.0
 
 
 def test_the_password_is_masked() -> None:
@@ -110,6 +122,9 @@ def test_instance_id(more: dict[str, object], address: str, expected: str) -> No
         # The way to this etcd is the loopback interface.
         ("0.0.0.0", "127.0.0.1:80"),
         ("::", "127.0.0.1:80"),
+        # As a request tells it.
+        ("localhost", "127.0.0.1:80"),
+        ("waitress.invalid", "127.0.0.1:80"),
     ],
 )
 def test_advertised(host: str, expected: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from etcd_core.testing import EtcdServer
+from hosting_table import record
 from serving import Registry, ServerProcess, Start, free_port
 
 
@@ -20,7 +21,9 @@ def registry(etcd_server: EtcdServer) -> Iterator[Registry]:
 
 
 @pytest.fixture
-def start(registry: Registry) -> Iterator[Start]:
+def start(request: pytest.FixtureRequest, registry: Registry) -> Iterator[Start]:
+    servers: list[ServerProcess] = []
+    watched = _watched(request, registry)
     with ExitStack() as stack:
 
         def run(*command: str, **env: str) -> ServerProcess:
@@ -28,9 +31,23 @@ def start(registry: Registry) -> Iterator[Start]:
             words = [word.replace("PORT", port) for word in command]
             server = ServerProcess(words, registry, TEST_PORT=port, **env)
             stack.callback(server.close)
+            servers.append(server)
             return server
 
         yield run
+        record(request.node, watched, servers)
+        for server in servers:
+            # Shown where the test failed.
+            print(f"-- {' '.join(server.command)}\n{server.output}")
+
+
+def _watched(request: pytest.FixtureRequest, registry: Registry) -> Registry:
+    """Return where the test's servers registered."""
+    if "own_registry" in request.fixturenames:
+        own = request.getfixturevalue("own_registry")
+        assert isinstance(own, Registry)
+        return own
+    return registry
 
 
 @pytest.fixture
@@ -45,18 +62,3 @@ def own_registry(own_etcd: EtcdServer, registry: Registry) -> Iterator[Registry]
     shown = Registry(own_etcd, registry.prefix, registry.name)
     yield shown
     shown.close()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the server matrix."""
-    rows = [
-        (report.nodeid.partition("[")[2].rstrip("]"), outcome)
-        for outcome in ("passed", "failed", "skipped")
-        for report in terminalreporter.stats.get(outcome, [])
-        if "::test_registered_while_serving[" in getattr(report, "nodeid", "")
-    ]
-    if not rows:
-        return
-    terminalreporter.section("registered while serving, gone afterwards")
-    for name, outcome in sorted(rows):
-        terminalreporter.write_line(f"{name:<34} {outcome}")

@@ -25,7 +25,9 @@ def test_examples_find_each_other(registry: Registry, start: Start) -> None:
     eventually(lambda: json.loads(shop.get("/office")) == found, 30, message="office found")
     listed = {"shop": [f"127.0.0.1:{shop.port}"]}
     eventually(lambda: json.loads(office.get("/shop")) == listed, 30, message="shop found")
-    assert json.loads(office.get("/etcd/health"))["registration"]["name"] == "office"
+    # 503 from a worker that is not registered yet.
+    health = eventually(lambda: json.loads(office.get("/etcd/health")), 30, message="healthy")
+    assert health["registration"]["name"] == "office"
     assert office.stop() == 0
     assert shop.stop() == 0
     registry.wait_for()

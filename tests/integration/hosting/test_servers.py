@@ -84,6 +84,10 @@ CASES = [
     Case(
         "waitress", f"-m waitress --listen 127.0.0.1:PORT {DJANGO}", code=-TERM, needs="waitress"
     ),
+    Case(
+        "granian-asgi", f"-m granian --interface asgi --port PORT {ASGI}", needs="granian",
+        slow=True,
+    ),
     Case("daphne", f"-m daphne -p PORT {ASGI}", needs="daphne", slow=True),
 ]  # fmt: skip
 
@@ -104,7 +108,7 @@ def test_registered_while_serving(case: Case, registry: Registry, start: Start) 
     eventually(lambda: server.output.count(": in place") == case.workers, message="all workers")
     if case.group:
         server.signal_group(case.stop)
-        code = server.process.wait(30)
+        code = server.wait()
     else:
         code = server.stop(case.stop)
     registry.wait_for()
@@ -132,7 +136,7 @@ COMMANDS = [
 )
 def test_commands_never_register(command: str, registry: Registry, start: Start) -> None:
     server = start(*command.split(" "))
-    assert server.process.wait(60) == 0, server.output
+    assert server.wait(60) == 0, server.output
     assert registry.events == []
     assert "is registered at" not in server.output
     assert ": in place" not in server.output
@@ -172,11 +176,11 @@ def test_when_running(run: Run, start: Start) -> None:
     assert len(pids) == run.processes
     assert str(server.pid) not in pids or run.processes == 1
     server.signal_group(signal.SIGINT)
-    server.process.wait(30)
+    server.wait()
     assert server.output.count("running in") == run.processes
 
 
 def test_when_running_runs_nothing_for_a_check(start: Start) -> None:
     server = start(*GUNICORN.split(), "--check-config", "running_site:create_app()")
-    assert server.process.wait(60) == 0
+    assert server.wait(60) == 0
     assert "running in" not in server.output

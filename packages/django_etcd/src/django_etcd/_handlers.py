@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
 
-from etcd_core.hosting import stopping
+from etcd_core.hosting import listeners, stopping
 
 from ._state import current_host, in_live_test_server
 
@@ -34,6 +35,21 @@ def hook_in() -> None:
     _arm_when_built(WSGIHandler)
     _arm_when_built(ASGIHandler)
     _answer_lifespan()
+    if not listeners.can_list():
+        request_started.connect(_note_request, dispatch_uid="django_etcd")
+
+
+def _note_request(
+    *,
+    environ: Mapping[str, str] | None = None,
+    scope: Mapping[str, tuple[str, int] | None] | None = None,
+    **_: object,
+) -> None:
+    """Register at the first request where the listening socket cannot be found."""
+    if environ is not None:
+        current_host().note_request(environ["SERVER_NAME"], int(environ["SERVER_PORT"]))
+    elif scope is not None and (server := scope.get("server")) is not None:
+        current_host().note_request(*server)
 
 
 def _arm_when_built(handler: type[WSGIHandler] | type[ASGIHandler]) -> None:

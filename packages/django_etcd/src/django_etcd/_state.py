@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.db import close_old_connections
 
 from etcd_core.errors import InvalidConfig
 from etcd_core.hosting import HostOptions, ServiceHost
@@ -23,7 +25,9 @@ def current_host() -> ServiceHost:
     """
     global _host
     if _host is None:
-        _host = ServiceHost(read_options(), may_serve=is_not_a_test)
+        _host = ServiceHost(
+            read_options(), may_serve=is_not_a_test, ready_context=_usable_connections
+        )
     return _host
 
 
@@ -46,6 +50,16 @@ def read_options() -> HostOptions:
         return HostOptions.parse(given, label="ETCD: ")
     except InvalidConfig as exc:
         raise ImproperlyConfigured(str(exc)) from exc
+
+
+@contextmanager
+def _usable_connections() -> Iterator[None]:
+    """Treat the database connections around the option READY as Django does around a request."""
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()
 
 
 def is_not_a_test() -> bool:

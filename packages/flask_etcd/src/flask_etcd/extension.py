@@ -6,14 +6,25 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
-from flask import Blueprint, Flask, abort, current_app, has_app_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    current_app,
+    has_app_context,
+    jsonify,
+    make_response,
+    request,
+    request_started,
+)
 from typing_extensions import Never
 
+from etcd_core import statuspage
 from etcd_core.errors import InvalidConfig
 from etcd_core.hosting import HostOptions, ServiceHost, process
 from etcd_core.hosting.health import check
 from etcd_core.hosting.options import OPTIONS
-from etcd_core.statuspage import STYLE, collect, render
 from etcd_core.taskrun import OnLost
 from etcd_core.tasks import LeaderGuard, leader_only, set_default_client
 
@@ -26,12 +37,6 @@ if TYPE_CHECKING:
 D = TypeVar("D")
 
 EXTENSION = "etcd"
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>etcd</title>
-<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="10">
-<style>body {{ font: 16px system-ui, sans-serif; margin: 1.5em; }}{style}</style></head>
-<body><h1>etcd</h1>{fragment}</body></html>
-"""
 PREFIX = "ETCD_"
 
 
@@ -66,7 +71,9 @@ class Etcd:
         Raises:
             InvalidConfig: An option is unusable.
         """
-        host = ServiceHost(_read_options(app), may_serve=lambda: not app.testing)
+        host = ServiceHost(
+            _read_options(app), may_serve=lambda: not app.testing, ready_context=app.app_context
+        )
         app.extensions[EXTENSION] = host
         self._hosts.add(host)
         forward(app, host)
@@ -75,6 +82,8 @@ class Etcd:
         # Other commands load the application too; the command line alone knows which it is.
         if process.flask_command() in (None, "run"):
             host.arm()
+        if host.awaits_request:
+            _note_first_request(app, host)
 
     def health_blueprint(self, name: str = "etcd") -> Blueprint:
         """Return a blueprint with ``/health``: 200 while this process is ready, else 503.
@@ -87,16 +96,17 @@ class Etcd:
         blueprint = Blueprint(name, __name__)
 
         @blueprint.get("/health")
-        def health() -> tuple[dict[str, object], int]:
+        def health() -> Response:
             found = check(self._host())
-            return found.details, 200 if found.ready else 503
+            return _uncached(jsonify(found.details), 200 if found.ready else 503)
 
         return blueprint
 
     def status_blueprint(self, guard: Callable[[], bool], name: str = "etcd_status") -> Blueprint:
         """Return a blueprint with a page of all services, elections, locks and configurations.
 
-        Read-only; settings that look like secrets are masked; reloads itself.
+        Read-only; what looks like a secret is masked; it keeps itself current. Nothing of it is
+        inline or from elsewhere, so a content security policy of ``'self'`` suffices.
 
         Args:
             guard: Called in each request; the page is refused with 403 unless it returns True.
@@ -108,11 +118,25 @@ class Etcd:
         """
         blueprint = Blueprint(name, __name__)
 
-        @blueprint.get("/")
-        def status() -> str:
+        @blueprint.before_request
+        def refuse_strangers() -> None:
             if guard() is not True:
                 abort(403)
-            return _PAGE.format(style=STYLE, fragment=render(collect(self.client)))
+
+        @blueprint.get("/")
+        def status() -> Response:
+            return _uncached(statuspage.document(statuspage.collect(self.client)))
+
+        @blueprint.get(f"/{statuspage.FRAGMENT}")
+        def fragment() -> Response:
+            return _uncached(statuspage.fragment(statuspage.collect(self.client)))
+
+        @blueprint.get(f"/<any({', '.join(map(repr, statuspage.ASSETS))}):asset>")
+        def asset(asset: str) -> Response:
+            answer = Response(statuspage.asset(asset), content_type=statuspage.ASSETS[asset])
+            answer.cache_control.private = True
+            answer.cache_control.max_age = 86400
+            return answer
 
         return blueprint
 
@@ -225,6 +249,21 @@ class Etcd:
             if not known
             else "Etcd: several applications use it; push an application context"
         )
+
+
+def _uncached(content: str | Response, status: int = 200) -> Response:
+    answer = make_response(content, status)
+    answer.cache_control.no_store = True
+    return answer
+
+
+def _note_first_request(app: Flask, host: ServiceHost) -> None:
+    def note(sender: Flask, **_: object) -> None:
+        if host.awaits_request:
+            environ = request.environ
+            host.note_request(environ["SERVER_NAME"], int(environ["SERVER_PORT"]))
+
+    request_started.connect(note, app, weak=False)
 
 
 def _add_commands(app: Flask, host: ServiceHost) -> None:

@@ -2,18 +2,38 @@ import atexit
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import click
-from flask import Flask, request
+from flask import Flask, current_app, request
 
+from etcd_core.hosting import listeners
 from flask_etcd import Etcd
 
 logging.basicConfig()
 logging.getLogger("etcd_core").setLevel("INFO")
 
+# Opened by hand: a metrics page, a debugger.
+other_socket = socket.create_server(("127.0.0.1", 0)) if "TEST_OTHER_SOCKET" in os.environ else None
+if "TEST_NO_PROC" in os.environ:
+    listeners._FD_DIRECTORY = "/nonexistent"
+
 etcd = Etcd()
+
+
+def is_ready() -> bool:
+    """What the test wrote for this process, or for all of them."""
+    assert current_app.config["ETCD_READY"]
+    words = Path(os.environ["TEST_NOT_READY"]).read_text().split()
+    if "raise" in words:
+        raise RuntimeError("no database")
+    while "hang" in words:
+        time.sleep(60)
+    return "all" not in words and str(os.getpid()) not in words
 
 
 def run_children() -> list[int]:
@@ -42,7 +62,7 @@ def create_app() -> Flask:
         ETCD_SERVICE_TTL=os.environ.get("TEST_TTL", "60"),
         ETCD_TIMEOUT=2,
     )
-    for name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN"):
+    for name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN", "READY", "READY_INTERVAL"):
         if f"TEST_{name}" in os.environ:
             app.config[f"ETCD_{name}"] = os.environ[f"TEST_{name}"]
     etcd.init_app(app)

@@ -1,6 +1,11 @@
 import logging
 import os
 
+from etcd_core.hosting import listeners
+
+if "TEST_NO_PROC" in os.environ:
+    listeners._FD_DIRECTORY = "/nonexistent"
+
 logging.basicConfig()
 logging.getLogger("etcd_core").setLevel("INFO")
 
@@ -48,6 +53,6 @@ ETCD = {
     "SERVICE_TTL": os.environ.get("TEST_TTL", "60"),
     "TIMEOUT": 2,
 }
-for _name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN"):
+for _name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN", "READY", "READY_INTERVAL"):
     if f"TEST_{_name}" in os.environ:
         ETCD[_name] = os.environ[f"TEST_{_name}"]
