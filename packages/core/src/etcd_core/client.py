@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from . import forking
-from .config import UNSET, Config, Timeout, Tls
+from .config import UNSET, Config, Timeout, Tls, Unset
 from .engine import Announcer, Engine, Scope
 from .errors import ClosedError, InvalidArgument, PermissionDenied
 from .keys import DEFAULT_PREFIX, prefix_range_end
@@ -214,11 +214,14 @@ class Client:
             self._closed = True
             scope, self._scope = self._scope, None
         _open_clients.discard(self)
-        if scope is not None:
-            if not scope.engine.channel.connected:
-                deadline = min(deadline, time.monotonic() + _AWAY_SECONDS)
-            scope.close(max(0.0, deadline - time.monotonic()))
-        self._slot.leave(max(0.2, deadline - time.monotonic()))
+        try:
+            if scope is not None:
+                if not scope.engine.channel.connected:
+                    deadline = min(deadline, time.monotonic() + _AWAY_SECONDS)
+                scope.close(max(0.0, deadline - time.monotonic()))
+        finally:
+            # Interrupted, too: no second close() would do it, and leases would be renewed for ever.
+            self._slot.leave(max(0.2, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -321,7 +324,9 @@ class Client:
     def services(self, name: str, *, timeout: Timeout = UNSET) -> ServiceView:
         """Return the live view of a service: one per name, owned by this client.
 
-        The first call waits for the first snapshot; reading the view costs no round trip.
+        The first call waits for the first snapshot; reading the view costs no round trip. While
+        etcd is known to be away, that wait takes half a second at most unless ``timeout`` says
+        otherwise: every request of a web server that needs a view would hang on it.
         """
         from .discovery import ServiceView
 
@@ -329,6 +334,8 @@ class Client:
         with self._lock:
             view = self._views.get(name)
         if view is None or view.closed:
+            if isinstance(timeout, Unset) and not scope.engine.channel.connected:
+                timeout = min(self.config.timeout, _AWAY_SECONDS)
             fresh = ServiceView.open(scope, name, timeout=timeout)
             with self._lock:
                 view = self._views.get(name)

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from .config import UNSET, Timeout
@@ -38,6 +39,10 @@ from .wire.rpc import OWN_TXN, RANGE, READ_TXN
 _log = logging.getLogger("etcd_core.contender")
 
 _LAST_LOOK_SECONDS = 0.5
+# What joining may take even if the caller has no time to wait: it needs a request, and the first
+# one a connection.
+_LEAST_JOIN_SECONDS = 0.5
+_LEAVE_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -54,7 +59,12 @@ def queue_range(queue: bytes) -> pb.RangeRequest:
 
 
 def full_queue(
-    scope: Scope, queue: bytes, what: str, *, keys_only: bool = True
+    scope: Scope,
+    queue: bytes,
+    what: str,
+    *,
+    keys_only: bool = True,
+    timeout: Timeout = UNSET,
 ) -> list[pb.KeyValue]:
     """Return the queue's own keys, oldest first, without those of queues nested under it."""
     request = pb.RangeRequest(
@@ -64,7 +74,7 @@ def full_queue(
         sort_target=pb.RangeRequest.CREATE,
         keys_only=keys_only,
     )
-    answer = scope.engine.channel.unary(RANGE, request, what=what)
+    answer = scope.engine.channel.unary(RANGE, request, what=what, timeout=timeout)
     return [kv for kv in answer.kvs if is_queue_key(queue, kv.key)]
 
 
@@ -84,7 +94,6 @@ class Contender:
         value: What our key holds.
         ttl: Seconds to ask for.
         what: The operation and its key, for errors.
-        timeout: Seconds for joining; left out means ``Config.timeout``.
         loss: What the loss of what is acquired is called in logs.
     """
 
@@ -96,10 +105,8 @@ class Contender:
         ttl: int,
         what: str,
         *,
-        timeout: Timeout = UNSET,
         loss: Event = Event.LOCK_LOST,
     ) -> None:
-        self._timeout = timeout
         self._loss = loss
         self._scope = scope
         self._engine = scope.engine
@@ -117,6 +124,7 @@ class Contender:
         self._owned = False
         # A join was sent and it is not settled whether our key is there (Ctrl-C can come anywhere).
         self._unsettled = False
+        self._join_by = math.inf
         self._epoch = 0
         self._watches: list[Watch] = []
         self._ahead: Watch | None = None
@@ -129,12 +137,34 @@ class Contender:
 
     def __exit__(self, *exc_info: object) -> None:
         """Leave the queue unless it is owned."""
-        self._scope.let_go(self)
-        self._stop_watching()
-        if not self._owned and self._lease is not None:
-            if self._unsettled:
-                self._lease.taint()
-            _give_up(self._scope, self._lease, self._key, self._create_revision, self._ttl)
+        lease = None if self._owned else self._lease
+        departure = None
+        try:
+            self._scope.let_go(self)
+            self._stop_watching()
+            if lease is not None:
+                departure = self._depart(lease)
+        except BaseException:
+            # Interrupted while leaving: at least nobody renews what is left behind.
+            if lease is not None:
+                lease.taint()
+                self._engine.keeper.drop(lease)
+            raise
+        if departure is not None and self._create_revision:
+            departure.wait(_LEAVE_SECONDS)
+
+    def _depart(self, lease: Lease) -> _Departure | None:
+        if self._unsettled:
+            lease.taint()
+        if self._create_revision or lease.tainted:
+            departure = _Departure(
+                self._scope, lease, self._key, self._create_revision, self._ttl
+            )
+            departure.begin()
+            return departure
+        # Nothing was put, so with room in the pool this costs no request.
+        self._engine.keeper.give_back(lease, self._ttl, timeout=GIVE_UP_SECONDS)
+        return None
 
     def abort(self) -> None:
         """Make the waiting thread raise :class:`ClosedError`."""
@@ -157,14 +187,31 @@ class Contender:
             return ""
         return f" (behind lease {self._predecessor[len(self._queue) :].decode()})"
 
-    def join(self) -> None:
-        """Put our key. One request when a spare lease is at hand.
+    def acquire(self, timeout: float | None) -> None:
+        """Join and wait for our turn, both within ``timeout`` seconds.
 
         Raises:
-            ConnectionFailed: Not joined within ``Config.timeout``.
+            TurnTimeout: It took longer.
+            EtcdError: As :meth:`join` and :meth:`wait`.
+        """
+        began = time.monotonic()
+        self.join(timeout)
+        self.wait(None if timeout is None else max(0.0, began + timeout - time.monotonic()))
+
+    def join(self, within: float | None = None) -> None:
+        """Put our key. One request when a spare lease is at hand.
+
+        Args:
+            within: Seconds it may take, where they are less than ``Config.timeout``; half a second
+                at least.
+
+        Raises:
+            ConnectionFailed: Not joined in time.
             EtcdError: etcd refused.
         """
-        self._with_lease(self._send_join)
+        most = self._engine.config.timeout
+        seconds = most if within is None else min(most, max(within, _LEAST_JOIN_SECONDS))
+        self._with_lease(self._send_join, seconds)
 
     def _send_join(self) -> None:
         answer = self._transact(
@@ -177,19 +224,19 @@ class Contender:
         if answer.succeeded:
             self._create_revision = answer.header.revision
             self._unsettled = False
-            self._settle(list(answer.responses[1].response_range.kvs[1:]))
+            self._settle(list(answer.responses[1].response_range.kvs[1:]), self._join_seconds())
         else:
             self._create_revision = answer.responses[0].response_range.kvs[0].create_revision
             self._unsettled = False
-            self._look()
+            self._look(self._join_seconds())
 
-    def join_if_free(self) -> bool:
+    def join_if_free(self, timeout: Timeout = UNSET) -> bool:
         """Put our key only if the queue is empty; one request, which writes nothing otherwise.
 
         Returns:
             Whether the queue is ours now.
         """
-        return self._with_lease(self._send_join_if_free)
+        return self._with_lease(self._send_join_if_free, timeout)
 
     def _send_join_if_free(self) -> bool:
         queue_is_empty = Compare(self._queue, 0).build_message()
@@ -227,12 +274,14 @@ class Contender:
         # What may have been done to our own key already is told, though up to 100 ms late.
         self._watch(self._key, self._revision + 1, self._heed)
         backoff = Backoff(base=0.05, cap=1.0)
+        least = _LAST_LOOK_SECONDS
         while not self.first:
             self._follow()
             self._sleep(deadline)
             try:
-                self._look(self._look_seconds(deadline))
+                self._look(self._look_seconds(deadline, least))
                 backoff.reset()
+                least = _LAST_LOOK_SECONDS
             except (ConnectionFailed, RequestTimeout):
                 # The outage may outlast neither our lease, which is checked above, nor our time.
                 left = math.inf if deadline is None else deadline - time.monotonic()
@@ -240,15 +289,17 @@ class Contender:
                     raise TurnTimeout from None
                 self._engine.channel.pause(min(backoff.next(), left))
                 self._wake.set()
+                # Nobody told us of a change: no reason to look beyond our time.
+                least = 0.0
 
-    def _look_seconds(self, deadline: float | None) -> float:
-        """Return how long a look may take: a last one is made even when the time is just over."""
+    def _look_seconds(self, deadline: float | None, least: float) -> float:
+        """Return how long a look may take: ``least`` even when the time is just over."""
         seconds = self._engine.config.timeout
         if self._lease is not None:
-            seconds = min(seconds, max(self._lease.remaining, _LAST_LOOK_SECONDS))
+            seconds = min(seconds, max(self._lease.remaining, least))
         if deadline is None:
             return seconds
-        return min(seconds, max(deadline - time.monotonic(), _LAST_LOOK_SECONDS))
+        return min(seconds, max(deadline - time.monotonic(), least))
 
     def own(self) -> Ownership:
         """Return what we own; call it once :attr:`first` is true."""
@@ -286,7 +337,7 @@ class Contender:
                 OWN_TXN,
                 request,
                 what=self._what,
-                timeout=self._timeout,
+                timeout=self._join_seconds(),
                 on_ambiguous=lease.taint,
             )
         except RequestTimeout as exc:
@@ -295,8 +346,9 @@ class Contender:
             lease.taint()
             raise
 
-    def _with_lease(self, send: Callable[[], T]) -> T:
+    def _with_lease(self, send: Callable[[], T], timeout: Timeout) -> T:
         keeper = self._engine.keeper
+        self._join_by = self._engine.channel.deadline(timeout)
         self._use(keeper.take)
         try:
             return send()
@@ -308,9 +360,15 @@ class Contender:
             self._use(keeper.grant)
             return send()
 
+    def _join_seconds(self) -> float | None:
+        """Return what is left of the time for joining."""
+        if math.isinf(self._join_by):
+            return None
+        return max(0.0, self._join_by - time.monotonic())
+
     def _use(self, source: Callable[..., Lease]) -> None:
         try:
-            self._lease = source(self._ttl, what=self._what, timeout=self._timeout)
+            self._lease = source(self._ttl, what=self._what, timeout=self._join_seconds())
         except (RequestTimeout, OutcomeUnknown) as exc:
             raise ConnectionFailed(str(exc)) from exc
         self._key = queue_key(self._queue, self._lease.id)
@@ -333,7 +391,7 @@ class Contender:
             keys_only=True,
         )
 
-    def _look(self, timeout: Timeout = UNSET) -> None:
+    def _look(self, timeout: float | None) -> None:
         """Read our key and the one before it at one revision: the proof, or whom to wait for."""
         request = pb.TxnRequest(
             success=[
@@ -346,7 +404,7 @@ class Contender:
         self._epoch = epoch
         self._revision = answer.header.revision
         self._check_own_key(list(answer.responses[1].response_range.kvs))
-        self._settle(list(answer.responses[0].response_range.kvs))
+        self._settle(list(answer.responses[0].response_range.kvs), timeout)
 
     def _check_own_key(self, found: list[pb.KeyValue]) -> None:
         lease_id = self._lease.id if self._lease is not None else 0
@@ -355,11 +413,11 @@ class Contender:
         if found[0].lease != lease_id:
             raise LeaseLost(f"{self._what}: our place in the queue was overwritten")
 
-    def _settle(self, before: list[pb.KeyValue]) -> None:
+    def _settle(self, before: list[pb.KeyValue], timeout: Timeout) -> None:
         """Take the newest key before ours as the predecessor, if it is of this queue at all."""
         if before and not is_queue_key(self._queue, before[0].key):
             # A key of a nested name stands in the way of what a limited read can tell.
-            queue = full_queue(self._scope, self._queue, self._what)
+            queue = full_queue(self._scope, self._queue, self._what, timeout=timeout)
             before = [kv for kv in reversed(queue) if kv.create_revision < self._create_revision]
         self._predecessor = before[0].key if before else None
 
@@ -369,7 +427,8 @@ class Contender:
         "Is the queue empty?" cannot be asked in one condition here, so this join writes and is
         taken back if another was first.
         """
-        if full_queue(self._scope, self._queue, self._what):
+        seconds = self._join_seconds()
+        if full_queue(self._scope, self._queue, self._what, timeout=seconds):
             return False
         self._send_join()
         return self.first
@@ -433,13 +492,69 @@ class Contender:
                 raise TurnTimeout
 
 
-def _give_up(scope: Scope, lease: Lease, key: bytes, create_revision: int, ttl: int) -> None:
-    """Leave no key of an acquisition that failed. Errors are not the caller's concern any more."""
-    try:
-        seconds = min(GIVE_UP_SECONDS, scope.engine.config.timeout)
-        if create_revision == 0:
-            scope.engine.keeper.give_back(lease, ttl, timeout=seconds)
-        else:
-            leave_queue(scope, lease, key, create_revision, ttl, seconds)
-    except EtcdError as exc:
-        _log.debug("a place in the queue is left to expire: %s", exc)
+class _Departure:
+    """The end of an acquisition that failed: leaves no key, beside the thread that wanted it.
+
+    Runs on a strand of the engine, one after the other, each until its lease has run out at the
+    latest. Held by the client, so that a process that ends at once does not end before it.
+    """
+
+    def __init__(
+        self, scope: Scope, lease: Lease, key: bytes, create_revision: int, ttl: int
+    ) -> None:
+        self._scope = scope
+        self._engine = scope.engine
+        self._lease = lease
+        self._key = key
+        self._create_revision = create_revision
+        self._ttl = ttl
+        self._done = threading.Event()
+
+    def begin(self) -> None:
+        """Leave the queue, now or soon."""
+        with suppress(ClosedError):
+            self._scope.hold(self, "leave the queue")
+        if not self._engine.departures.post(self._run):
+            # The client is closed, which revokes our lease.
+            self._done.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end, a moment only, and not at all while etcd is known to be away."""
+        if self._engine.channel.connected:
+            self._done.wait(seconds)
+
+    def close_with_client(self, timeout: float) -> None:
+        """Wait for the end, at most ``timeout`` seconds."""
+        self.wait(timeout)
+
+    def _run(self) -> None:
+        try:
+            self._leave()
+        finally:
+            self._scope.let_go(self)
+            self._done.set()
+
+    def _leave(self) -> None:
+        lease, left = self._lease, self._lease.remaining
+        if not lease.alive() and not self._engine.channel.connected:
+            return
+        if self._create_revision and self._delete():
+            return
+        # A late copy of the request that joined may put the key until the lease is gone.
+        if left > 0 and not self._engine.keeper.revoke(lease, timeout=left):
+            _log.debug("the place %r in a queue is left to expire", self._key)
+
+    def _delete(self) -> bool:
+        try:
+            leave_queue(
+                self._scope,
+                self._lease,
+                self._key,
+                self._create_revision,
+                self._ttl,
+                GIVE_UP_SECONDS,
+            )
+        except EtcdError as exc:
+            _log.debug("%s", exc)
+            return False
+        return True

@@ -123,12 +123,17 @@ class Dispatcher:
         thread = threading.Thread(
             target=self._work, name=f"etcd-dispatch-{self._started}", daemon=True
         )
-        self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError:
-            # The interpreter is shutting down; there is nobody left to call back.
-            self._threads.discard(thread)
+            # The interpreter is shutting down, or the machine has no thread left. A worker that
+            # runs will come; without one the next post must try again.
+            if not self._threads:
+                while self._ready:
+                    self._ready.popleft()._scheduled = False
+            return
+        # It needs our lock to end, so it cannot be gone already.
+        self._threads.add(thread)
 
     def _work(self) -> None:
         me = threading.get_ident()

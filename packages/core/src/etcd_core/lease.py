@@ -419,8 +419,10 @@ class LeaseKeeper:
             self._settling.append((boottime() + SETTLE_SECONDS, action))
             if self._settle_armed:
                 return
+            # First the timer: an interruption in between leaves one too many, not none for ever.
+            self._inbox.put(_Later(boottime() + SETTLE_SECONDS, self._run_settled))
             self._settle_armed = True
-        self.call_later(SETTLE_SECONDS, self._run_settled)
+        self._start()
 
     def vitals(self) -> LeaseVitals:
         """Tell how many leases there are and how long the first of them lasts."""
@@ -633,9 +635,15 @@ class LeaseKeeper:
 
     def _open_line(self) -> _Line:
         line = _Line(self._channel.open(LEASE_KEEP_ALIVE))
-        threading.Thread(
+        reader = threading.Thread(
             target=self._read, args=(line,), name="etcd-keepalive-recv", daemon=True
-        ).start()
+        )
+        try:
+            reader.start()
+        except RuntimeError:
+            line.stream.cancel()
+            self._reopen_at = boottime() + self._backoff.next() + 0.01
+            raise
         return line
 
     def _try_another_line(self) -> None:

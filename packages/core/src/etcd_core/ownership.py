@@ -194,6 +194,14 @@ class Ownership:
         if self.lost_reason == "forked":
             # The watch and its locks are the parent's.
             return False
+        try:
+            return self._leave(watch, timeout, keep_for)
+        except BaseException:
+            # Nobody tries again: interrupted at the wrong moment it would be renewed for ever.
+            self.scope.engine.keeper.drop(self.lease)
+            raise
+
+    def _leave(self, watch: Watch | None, timeout: float | None, keep_for: float) -> bool:
         if watch is not None:
             watch.cancel()
         lost = self.lost_reason is not None

@@ -244,15 +244,21 @@ class Registration:
             info.name, info.id, info.address, self.registered, max(0.0, lease.remaining)
         )
 
-    def abandon(self) -> None:
-        """Leave nothing behind: entering failed. Internal; takes about a second at most."""
+    def abandon(self, *, untouched: bool) -> None:
+        """Leave nothing behind: entering failed. Internal; takes about a second at most.
+
+        Args:
+            untouched: Our key was certainly not put, so the lease may serve another.
+        """
         with self._lock:
             self._over = "failed"
             lease, former = self._lease, [*self._former]
         self._scope.let_go(self)
         self._unfollow()
         for old in (*former, lease):
-            # Whatever is still on its way to etcd fails once its lease is gone.
+            # Whatever is still on its way to etcd, or there already, goes with its lease.
+            if not untouched:
+                old.taint()
             self._engine.keeper.give_back(old, self._ttl, timeout=_TIDY_SECONDS)
 
     def _claim(self, on_conflict: OnConflict, deadline: float) -> None:
@@ -735,8 +741,8 @@ def register(
     registration = Registration(scope, descriptor, seconds, key, lease, what)
     try:
         registration.enter(on_conflict, deadline)
-    except BaseException:
-        registration.abandon()
+    except BaseException as exc:
+        registration.abandon(untouched=isinstance(exc, AlreadyRegistered))
         raise
     return registration
 
