@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from etcd_core import Client, ClosedError, Conflict, Descriptor, InvalidArgument, signals
 from etcd_core.presence import Presence, started_at
-from etcd_core.sharing import SharedRegistration, drain_here
+from etcd_core.sharing import SharedRegistration, drain_here, write_draining
 from etcd_core.testing import EtcdServer, eventually
 
 Join = Callable[..., SharedRegistration]
@@ -275,3 +276,37 @@ def test_after_fork_the_share_stays_the_parents(etcd_client: Client, join: Join)
     assert etcd_client.discover("shop") == [ME]
     share.deregister()
     assert etcd_client.discover("shop") == []
+
+
+def test_a_late_draining_mark_does_not_undo_a_successors_entry(
+    etcd_client: Client, join: Join
+) -> None:
+    """A successor on this machine has the same lease, so the lease is no fence."""
+    first = join()
+    entry = etcd_client.raw.get(key_of(etcd_client))[1]
+    assert entry is not None
+    first.deregister()
+    second = join(Descriptor(name="shop", id="shop-1", address="10.0.0.1:80", metadata={"v": "2"}))
+    marked = write_draining(
+        etcd_client.scope().engine,
+        key_of(etcd_client).encode(),
+        ME,
+        second.lease_id,
+        entry.mod_revision,
+    )
+    assert not marked
+    assert etcd_client.discover("shop") == [second.info]
+
+
+def test_an_update_beside_the_end_is_answered(etcd_server: EtcdServer, prefix: str) -> None:
+    for _ in range(10):
+        with Client(endpoints=[etcd_server.endpoint], prefix=prefix) as client:
+            share = SharedRegistration(client.scope(), ME)
+            share.start()
+            eventually(lambda share=share: share.registered, message="registered")
+            share.begin_leaving()
+            with suppress(ClosedError):
+                share.update(metadata={"version": "2"}, timeout=20)
+            assert share.wait_left(10)
+            with pytest.raises(ClosedError):
+                share.update(metadata={"version": "3"})

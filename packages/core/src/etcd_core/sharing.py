@@ -51,6 +51,7 @@ DRAINING = "draining"
 _REVOKE_SECONDS = 1.5
 _ENTER_PAUSE = 0.02
 _DENIED_PAUSE = 5.0
+_MAX_STEPS = 8
 
 
 class _Answer:
@@ -61,8 +62,9 @@ class _Answer:
         self._error: EtcdError | None = None
 
     def give(self, error: EtcdError | None = None) -> None:
-        self._error = error
-        self._done.set()
+        if not self._done.is_set():
+            self._error = error
+            self._done.set()
 
     def wait(self, what: str, seconds: float | None) -> None:
         if not self._done.wait(seconds):
@@ -102,6 +104,7 @@ class SharedRegistration:
         self._lease_id = _lease_id(key)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="etcd-share", daemon=True)
+        self._asking: set[_Answer] = set()
         self._ended = threading.Event()
         self._hurry = threading.Event()
         self._over = ""
@@ -113,9 +116,11 @@ class SharedRegistration:
         self._watch: Watch | None = None
         self._insist = True
         self._seen = 0
+        self._mod = 0
         self._retry_at: float | None = 0.0
         self._lost = False
         self._complained = False
+        self._trouble = ""
         self._registered_once = False
         self._backoff = Backoff(base=0.05, cap=10.0)
         forking.track(self)
@@ -137,6 +142,11 @@ class SharedRegistration:
         """Whether the entry is in place as far as this process knows. No I/O."""
         lease = self._lease
         return not self._over and self._in_place and lease is not None and lease.alive()
+
+    @property
+    def trouble(self) -> str:
+        """Why the last try to put the entry in place failed; empty if it did not. No secrets."""
+        return self._trouble
 
     @property
     def lease_remaining(self) -> float:
@@ -192,7 +202,11 @@ class SharedRegistration:
         )
         info.validate()
         answer = _Answer()
+        self._asking.add(answer)
         self._inbox.put(lambda: self._change(info, answer))
+        if self._ended.is_set():
+            # The thread may have ended before it saw the question.
+            self._refuse_askers()
         self._await(answer, timeout)
 
     def deregister(self, timeout: Timeout = UNSET) -> None:
@@ -251,7 +265,14 @@ class SharedRegistration:
         return left if left < threading.TIMEOUT_MAX else None
 
     def _await(self, answer: _Answer, timeout: Timeout) -> None:
-        answer.wait(self._what, self._seconds(timeout))
+        try:
+            answer.wait(self._what, self._seconds(timeout))
+        finally:
+            self._asking.discard(answer)
+
+    def _refuse_askers(self) -> None:
+        for answer in tuple(self._asking):
+            answer.give(ClosedError(f"{self._what}: the registration has ended ({self._over})"))
 
     def _check_usable(self) -> None:
         if self._over == "replaced":
@@ -268,6 +289,7 @@ class SharedRegistration:
         finally:
             self._scope.let_go(self)
             self._ended.set()
+            self._refuse_askers()
 
     def _step(self) -> None:
         try:
@@ -313,11 +335,13 @@ class SharedRegistration:
             self._retry_later()
             return exc if isinstance(exc, EtcdError) else None
         self._retry_at = None
+        self._trouble = ""
         if not settled:
             self._retry_later()
         return None
 
     def _complain(self, exc: Exception) -> None:
+        self._trouble = str(exc)
         if self._complained:
             _log.debug("%s: trying again: %s", self._what, exc)
             return
@@ -335,48 +359,51 @@ class SharedRegistration:
 
     def _place(self) -> bool:
         """Write the key where need be; return False if what is there must be written over."""
-        epoch = self._engine.channel.store.epoch
-        lease = self._living_lease()
-        answer = self._engine.channel.unary(
-            OWN_TXN, self._request(lease), what=self._what, idempotent=True
+        for _ in range(_MAX_STEPS):
+            epoch = self._engine.channel.store.epoch
+            lease = self._living_lease()
+            answer = self._engine.channel.unary(
+                OWN_TXN, self._request(lease), what=self._what, idempotent=True
+            )
+            if self._take_in(answer):
+                if self._watch is None and not self._over:
+                    self._follow(answer.header.revision + 1, epoch)
+                return True
+        return False
+
+    def _request(self, lease: Lease) -> pb.TxnRequest:
+        """Return the write: over what we saw last where we insist, else only if nothing is there.
+
+        Fenced by the revision, since the lease is no fence: a server that starts again has the
+        same one, and a copy of this request that was held up on its way must not undo its value.
+        """
+        unchanged = _compare_mod(self._key, self._mod if self._insist else 0)
+        put = pb.PutRequest(key=self._key, value=self._info.encode(), lease=lease.id)
+        look = pb.RequestOp(request_range=pb.RangeRequest(key=self._key))
+        return pb.TxnRequest(
+            compare=[unchanged], success=[pb.RequestOp(request_put=put)], failure=[look]
         )
-        revision = self._seen = answer.header.revision
-        if not answer.responses[0].HasField("response_range"):
+
+    def _take_in(self, answer: pb.TxnResponse) -> bool:
+        self._seen = answer.header.revision
+        if answer.succeeded:
+            self._mod = answer.header.revision
             if not self._insist:
                 self._note_loss("missing")
             self._written()
-        else:
-            kvs = answer.responses[0].response_range.kvs
-            if not kvs or not self._judge(kvs[0]):
-                self._insist = True
-                return False
-        if self._watch is None and not self._over:
-            self._follow(revision + 1, epoch)
-        return True
+            return True
+        kvs = answer.responses[0].response_range.kvs
+        self._mod = kvs[0].mod_revision if kvs else 0
+        if kvs and (self._is_as_wanted(kvs[0]) if self._insist else self._judge(kvs[0])):
+            return True
+        self._insist = True
+        return False
 
-    def _request(self, lease: Lease) -> pb.TxnRequest:
-        """Return the write: ours where we insist, else only if nothing is there."""
-        put = pb.RequestOp(
-            request_put=pb.PutRequest(key=self._key, value=self._info.encode(), lease=lease.id)
-        )
-        look = pb.RequestOp(request_range=pb.RangeRequest(key=self._key))
-        if not self._insist:
-            absent = pb.Compare(
-                key=self._key, target=pb.Compare.CREATE, result=pb.Compare.EQUAL, create_revision=0
-            )
-            return pb.TxnRequest(compare=[absent], success=[put], failure=[look])
-        same = [
-            pb.Compare(
-                key=self._key,
-                target=pb.Compare.VALUE,
-                result=pb.Compare.EQUAL,
-                value=self._info.encode(),
-            ),
-            pb.Compare(
-                key=self._key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease.id
-            ),
-        ]
-        return pb.TxnRequest(compare=same, success=[look], failure=[put])
+    def _is_as_wanted(self, kv: pb.KeyValue) -> bool:
+        if kv.lease != self._lease_id or kv.value != self._info.encode():
+            return False
+        self._written()
+        return True
 
     def _judge(self, kv: pb.KeyValue) -> bool:
         """Take in what the key holds; return False if it must be written again."""
@@ -455,6 +482,7 @@ class SharedRegistration:
             if event.kv.mod_revision <= self._seen:
                 return
             self._seen = event.kv.mod_revision
+            self._mod = 0 if event.type == pb.Event.DELETE else event.kv.mod_revision
             if event.type == pb.Event.DELETE:
                 self._note_loss("deleted")
                 self._settle()
@@ -550,7 +578,7 @@ class SharedRegistration:
     def _drain(self, seconds: float, *, announce: bool) -> None:
         if announce:
             try:
-                write_draining(self._engine, self._key, self._info, self._lease_id)
+                write_draining(self._engine, self._key, self._info, self._lease_id, self._mod)
             except EtcdError as exc:
                 _log.warning(
                     "%s: could not be marked as draining: %s",
@@ -561,12 +589,17 @@ class SharedRegistration:
         self._hurry.wait(seconds)
 
 
-def write_draining(engine: Engine, key: bytes, info: Descriptor, lease_id: int) -> bool:
-    """Mark an entry as draining if it still hangs on ``lease_id``; tell whether it did. Blocks."""
+def write_draining(engine: Engine, key: bytes, info: Descriptor, lease_id: int, mod: int) -> bool:
+    """Mark an entry as draining if nobody changed it after ``mod``; tell whether that was so.
+
+    Blocks. The revision is the fence: the entry of a server that was started meanwhile hangs on the
+    same lease.
+    """
     put = pb.PutRequest(key=key, value=_as_draining(info).encode(), lease=lease_id)
     request = pb.TxnRequest(
         compare=[
-            pb.Compare(key=key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease_id)
+            _compare_mod(key, mod),
+            pb.Compare(key=key, target=pb.Compare.LEASE, result=pb.Compare.EQUAL, lease=lease_id),
         ],
         success=[pb.RequestOp(request_put=put)],
     )
@@ -596,9 +629,15 @@ def drain_here(scope: Scope, name: str) -> list[Descriptor]:
         info = Descriptor.decode(entry.value, entry.key.decode())
         # First: a worker that starts in between must not write its own value over it.
         _presence(scope, entry.key.decode()).mark_drained()
-        if write_draining(scope.engine, entry.key, info, lease_id):
+        if write_draining(scope.engine, entry.key, info, lease_id, entry.mod_revision):
             marked.append(info)
     return marked
+
+
+def _compare_mod(key: bytes, revision: int) -> pb.Compare:
+    return pb.Compare(
+        key=key, target=pb.Compare.MOD, result=pb.Compare.EQUAL, mod_revision=revision
+    )
 
 
 def _as_draining(info: Descriptor) -> Descriptor:
