@@ -146,6 +146,8 @@ class Mirror:
         self._lock = threading.Lock()
         self._view = _NOTHING
         self._watch: Watch | None = None
+        # Counts the watches that ended; written where their end is delivered.
+        self._generation = 0
         self._blind_since: float | None = time.monotonic()
         self._closed = False
         self._forked = False
@@ -177,17 +179,20 @@ class Mirror:
         """Whether :meth:`close` was called."""
         return self._closed
 
-    def start(self, *, timeout: Timeout = UNSET, since: View | None = None) -> View:
+    def start(
+        self, *, timeout: Timeout = UNSET, since: View | None = None, epoch: int | None = None
+    ) -> View:
         """Read the first view and start the watch. Blocks; call it once.
 
         Args:
             timeout: Seconds for the read.
             since: Start from this view instead of reading one: changes after its revision follow.
+            epoch: The store's epoch when ``since`` was read; left out where it is read here.
 
         Raises:
             EtcdError: The first read failed; nothing was started.
         """
-        epoch = self._engine.channel.store.epoch
+        epoch = self._engine.channel.store.epoch if epoch is None else epoch
         view = since if since is not None else self._read(timeout)
         with self._lock:
             self._view = view
@@ -244,22 +249,28 @@ class Mirror:
         self._blind_since = self._blind_since or time.monotonic()
 
     def _watch_from(self, revision: int, epoch: int) -> None:
+        generation = self._generation
         watch = self._engine.hub.watch(
             self._key,
-            self._on_delivery,
+            lambda delivery: self._on_delivery(delivery, generation),
             range_end=self._range_end,
             start_revision=revision,
             epoch=epoch,
         )
         with self._lock:
             if not self._closed:
-                self._watch = watch
+                # Ended already by a reset, its successor may be there before us.
+                if not watch.over:
+                    self._watch = watch
                 return
         watch.cancel()
 
     # -- the watch thread ----------------------------------------------------------------------
 
-    def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery, generation: int) -> None:
+        if generation != self._generation:
+            # Held up on its way past the end of its watch: an event of another store perhaps.
+            return
         if isinstance(delivery, Events):
             self._apply(delivery)
         elif isinstance(delivery, Created):
@@ -292,6 +303,7 @@ class Mirror:
                 self._view = View(revision, self._view.entries)
 
     def _on_ended(self, error: EtcdError) -> None:
+        self._generation += 1
         self._go_blind()
         if self._closed or isinstance(error, ClosedError):
             return

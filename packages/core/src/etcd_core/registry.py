@@ -113,6 +113,8 @@ class Registration:
         self._complained = False
         self._over: Literal["replaced", "deregistered", "failed", "forked"] | None = None
         self._watch: Watch | None = None
+        # Counts the watches that ended; written where their end is delivered.
+        self._generation = 0
         self._backoff = Backoff(base=0.05, cap=10.0)
         self._last_alarm = -math.inf
         self._alarm = 0
@@ -285,7 +287,11 @@ class Registration:
 
     # -- the watch thread and the keep-alive thread: report, never block -----------------------
 
-    def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery, generation: int) -> None:
+        if generation != self._generation:
+            # Held up on its way past the end of its watch: an event of another store perhaps,
+            # whose revisions would make every later one look old.
+            return
         if isinstance(delivery, Events):
             event = delivery.events[-1]
             kv = event.kv if event.type == pb.Event.PUT else None
@@ -296,6 +302,7 @@ class Registration:
             if self._lost:
                 self._wake(at_once=True)
         elif isinstance(delivery, Ended) and not isinstance(delivery.error, ClosedError):
+            self._generation += 1
             self._blind = True
             self._wake()
 
@@ -441,8 +448,12 @@ class Registration:
                 return
 
     def _follow(self, revision: int, epoch: int) -> None:
+        generation = self._generation
         watch = self._engine.hub.watch(
-            self._key, self._on_delivery, start_revision=revision, epoch=epoch
+            self._key,
+            lambda delivery: self._on_delivery(delivery, generation),
+            start_revision=revision,
+            epoch=epoch,
         )
         with self._lock:
             self._watch = watch
@@ -650,6 +661,8 @@ class Registration:
         else:
             self._scope.announce(signals.service_deregistered, self, info=self._info)
         finally:
+            if self._failure is not None:
+                self._drop_leases()
             self._finished.set()
 
     def _leave(self, deadline: float, closing: bool) -> None:
@@ -660,19 +673,19 @@ class Registration:
             doubtful = lease.tainted or self._sending
             in_place = self._is_ours() and not doubtful
         lease.forget_callbacks()
-        try:
-            # A write that is under way, or went unanswered, must not come after our delete.
-            for old in [*former, lease] if doubtful or closing else former:
-                self._revoke(old, deadline)
-            # A client that closes has no use for the lease, and the key went with it: one request.
-            if not (closing and in_place):
-                self._delete(lease, deadline)
-        except BaseException:
-            for old in (*former, lease):
-                self._engine.keeper.drop(old)
-            raise
+        # A write that is under way, or went unanswered, must not come after our delete.
+        for old in [*former, lease] if doubtful or closing else former:
+            self._revoke(old, deadline)
+        # A client that closes has no use for the lease, and the key went with it: one request.
+        if not (closing and in_place):
+            self._delete(lease, deadline)
         if not (doubtful or closing):
             self._engine.keeper.give_back(lease, self._ttl, timeout=_seconds(deadline))
+
+    def _drop_leases(self) -> None:
+        """Renew nothing of ours any more: nobody tries again to take it out."""
+        for lease in (*self._former, self._lease):
+            self._engine.keeper.drop(lease)
 
     def _revoke(self, lease: Lease, deadline: float) -> None:
         if not self._engine.keeper.revoke(lease, timeout=_seconds(deadline)):

@@ -274,10 +274,11 @@ class ConfigSource:
             return self._snapshot(view, cause, store, store.epoch)
 
         watcher = _Watcher(self, scope, mirror, snapshot, on_change, since)
-        if since is not None and since._origin == Origin(weakref.ref(store), store.epoch):
+        epoch = store.epoch
+        if since is not None and since._origin == Origin(weakref.ref(store), epoch):
             # Subscribed first: nothing may be missed between the start and the subscription.
             strand = mirror.subscribe(watcher, what, initial=False)
-            mirror.start(since=since._view)
+            mirror.start(since=since._view, epoch=epoch)
         else:
             mirror.start(timeout=timeout)
             strand = mirror.subscribe(watcher, what)

@@ -286,15 +286,11 @@ class WatchHub:
         backoff = Backoff(base=0.001, cap=1.0)
         while self._wait_until_wanted():
             try:
-                self._serve(backoff)
+                self._serve_once(backoff)
             except ClosedError:
                 return
             except _Restart:
                 continue
-            except EtcdError as exc:
-                self._cannot_open(exc)
-            except CallFailed as exc:
-                self._stream_failed(exc)
             except Exception:
                 _log.exception(
                     "the watch thread failed and goes on",
@@ -305,6 +301,16 @@ class WatchHub:
                 self._channel.pause(pause)
             except ClosedError:
                 return
+
+    def _serve_once(self, backoff: Backoff) -> None:
+        try:
+            self._serve(backoff)
+        except ClosedError:
+            raise
+        except EtcdError as exc:
+            self._cannot_open(exc)
+        except CallFailed as exc:
+            self._stream_failed(exc)
 
     def _wait_until_wanted(self) -> bool:
         with self._lock:
