@@ -34,7 +34,7 @@ def dev(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def first_lines(process: subprocess.Popen[str]) -> list[str]:
     assert process.stdout is not None
-    return [process.stdout.readline().strip() for _ in range(3)]
+    return [process.stdout.readline().strip() for _ in range(6)]
 
 
 def get(port: int, path: str) -> bytes:
@@ -50,11 +50,14 @@ def get(port: int, path: str) -> bytes:
 def test_it_runs_until_a_signal_and_keeps_its_data(tmp_path: Path, number: int) -> None:
     (port,) = free_ports(1)
     with dev(tmp_path, "--port", str(port)) as process:
-        ready, export, how_to_stop = first_lines(process)
+        ready, console, dynaconf, django, flask, how_to_stop = first_lines(process)
         url = f"http://127.0.0.1:{port}"
         assert ready.startswith("etcd ")
         assert ready.endswith(f"is ready at {url}, data in .etcd")
-        assert export == f"export ETCD_ENDPOINTS={url}"
+        assert console == f"etcd-core  export ETCD_ENDPOINTS={url}"
+        assert dynaconf == f"Dynaconf   export ETCD_ENDPOINTS_FOR_DYNACONF='[\"{url}\"]'"
+        assert django == f'Django     ETCD = {{"ENDPOINTS": ["{url}"]}}'
+        assert flask == f'Flask      ETCD_ENDPOINTS = ["{url}"]'
         assert how_to_stop == "Ctrl-C stops it"
         assert b'"true"' in get(port, "/health")
         (etcd,) = psutil.Process(process.pid).children()

@@ -35,6 +35,15 @@ def found(etcd: object) -> list[str | None]:
         ({**GOOD, "SERVICE_ADDRESS": "localhost:80"}, ["django_etcd.W001"]),
         ({**GOOD, "USERNAME": "app", "PASSWORD": "x"}, ["django_etcd.W002"]),
         ({**GOOD, "USERNAME": "app", "PASSWORD": "x", "TLS": True}, []),
+        ({**GOOD, "TLS": {"ca": "/nope"}}, ["django_etcd.E004"]),
+        (
+            {**GOOD, "TLS": {"cert": "/nope", "key": b"no PEM"}},
+            ["django_etcd.E004", "django_etcd.E004"],
+        ),
+        ({**GOOD, "REGISTER": "sometimes"}, ["django_etcd.E003"]),
+        ({**GOOD, "REGISTER": "yes"}, ["django_etcd.W003"]),
+        ({**GOOD, "REGISTER": "true"}, []),
+        ({**GOOD, "REGISTER": "auto"}, []),
     ],
 )
 def test_checks(etcd: object, expected: list[str]) -> None:
@@ -45,6 +54,18 @@ def test_a_typo_gets_a_hint() -> None:
     with override_settings(ETCD={**GOOD, "SERVICE_NAM": "x"}):
         (message,) = check_setting()
     assert message.hint == "Did you mean 'SERVICE_NAME'?"
+
+
+def test_what_is_unreadable_is_named() -> None:
+    with override_settings(ETCD={**GOOD, "TLS": {"key": "/nope", "cert": b"-----BEGIN"}}):
+        (message,) = check_setting()
+    assert message.msg == "ETCD: Tls: cannot read key /nope: No such file or directory"
+
+
+def test_what_a_text_counts_as_is_said() -> None:
+    with override_settings(ETCD={**GOOD, "REGISTER": "yes"}):
+        (message,) = check_setting()
+    assert "'yes', which counts as True" in message.msg
 
 
 @pytest.mark.parametrize("module", ["django_etcd", "flask_etcd", "etcd_core.hosting"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -14,7 +15,7 @@ from etcd_core.inventory import (
     queues_in,
     services_in,
 )
-from etcd_core.masking import MASK, masked
+from etcd_core.masking import MASK, is_secret_name, masked
 from etcd_core.mirror import Entry
 from etcd_core.statuspage import ASSETS, Section, Status, asset, body, document, fragment
 from etcd_core.statuspage.ages import Age, RevisionTimes
@@ -25,9 +26,12 @@ from etcd_core.statuspage.sections import MOST_INSTANCES, MOST_SETTINGS
 @pytest.mark.parametrize(
     "name",
     ["password", "DB_PASSWORD", "db.passwd", "dbpass", "api-key", "apiKey", "access_key", "secret",
-     "token", "auth.token", "ssh-key", "pwd", "dsn", "session_cookie", "PRIVATE"],
+     "token", "auth.token", "ssh-key", "pwd", "dsn", "session_cookie", "PRIVATE", "jwt", "userJwt",
+     "cookie", "bearer", "salt", "signing", "SIGNING_SECRET", "auth", "auth.header", "basicAuth",
+     "HTTP_AUTH", "oauth", "Authorization", "userPwd", "dbPass"],
 )  # fmt: skip
 def test_masks_by_name(name: str) -> None:
+    assert is_secret_name(name)
     assert masked(name, "x") == MASK
     assert masked("outer", [{"inner": {name: 1}}]) == [{"inner": {name: MASK}}]
 
@@ -40,6 +44,16 @@ def test_masks_by_name(name: str) -> None:
         '{"token": "hunter2"}',
         "https://h/?api_key=hunter2",
         "Bearer abcdefgh12345678",
+        "Bearer xyz",
+        "Basic dXNlcjpwYXNz",
+        "https://key@sentry.io/1",
+        "https://user:@h",
+        "redis://:hunter2@h/0",
+        "postgres://me:hun/ter2@db",
+        "Server=h;Uid=me;Pwd=hunter2",
+        "h:1,token=hunter2",
+        '{"basicAuth": "hunter2"}',
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
         "-----BEGIN RSA PRIVATE KEY-----\nMII",
     ],
 )
@@ -49,9 +63,25 @@ def test_masks_by_what_a_text_holds(text: str) -> None:
     assert masked("value", text.encode()) == MASK
 
 
-@pytest.mark.parametrize("value", ["http://h:80/path", "north", 1, None, ["a"], {"zone": "a"}])
+@pytest.mark.parametrize(
+    "value",
+    ["http://h:80/path", "north", 1, None, ["a"], {"zone": "a"}, "me@example.org", "https://h/a@1",
+     "a basic plan", {"author": "me", "authority": "h", "authentic": 1, "assigning": 2}],
+)  # fmt: skip
 def test_leaves_the_rest(value: object) -> None:
     assert masked("compass.bearing", value) == value
+
+
+@pytest.mark.parametrize("value", [None, True, False])
+def test_leaves_what_cannot_be_a_secret(value: object) -> None:
+    assert masked("password", value) is value
+
+
+@pytest.mark.parametrize("text", ["token", "sign", "://:", "://a", "token ", "basic ", "eyj", "aB"])
+def test_masking_a_long_text_takes_no_time(text: str) -> None:
+    begun = time.process_time()
+    masked("value", text * (1_500_000 // len(text)))
+    assert time.process_time() - begun < 10
 
 
 def test_age_lies_between_what_was_seen() -> None:

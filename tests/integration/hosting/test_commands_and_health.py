@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +20,7 @@ from etcd_core import Client, Descriptor
 from etcd_core.cli import build_group
 from etcd_core.hosting import HostOptions, ServiceHost
 from etcd_core.hosting.health import check
-from etcd_core.testing import eventually
+from etcd_core.testing import EtcdServer, eventually
 from serving import Registry, ServerProcess, Start
 
 pytestmark = pytest.mark.timeout(180)
@@ -44,9 +48,11 @@ def ask(registry: Registry) -> Iterator[Ask]:
     """Runs the group in this process; the way it is mounted is tested apart."""
     hosts: list[ServiceHost] = []
 
-    def run_group(*words: str, code: int = 0, endpoint: str = registry.endpoint) -> str:
+    def run_group(
+        *words: str, code: int = 0, endpoint: str = registry.endpoint, **more: object
+    ) -> str:
         options = HostOptions.parse(
-            {"ENDPOINTS": endpoint, "PREFIX": registry.prefix, "TIMEOUT": 2}
+            {"ENDPOINTS": endpoint, "PREFIX": registry.prefix, "TIMEOUT": 2, **more}
         )
         hosts.append(ServiceHost(options))
         result = CliRunner().invoke(build_group(lambda: hosts[-1]), words)
@@ -81,7 +87,6 @@ def test_group_shows_what_is_there(ask: Ask, client: Client) -> None:
         assert "registered" in ask("services")
         assert "zone=a" in ask("services")
         assert "hunter2" not in ask("services", "--json")
-        assert ask("services", "other") == "nothing\n"
         (leader,) = json.loads(ask("leaders", "--json"))
         assert (leader["name"], leader["holder"], leader["waiting"]) == ("chief", "me", 0)
         assert leader["next"] == ""
@@ -95,9 +100,48 @@ def test_group_shows_what_is_there(ask: Ask, client: Client) -> None:
     assert "hunter2" not in settings
 
 
-def test_errors_are_one_line(ask: Ask) -> None:
+def test_errors_are_one_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     assert ask("config", "missing", code=1).startswith("Error: ")
-    assert "etcd cannot be reached" in ask("services", code=1, endpoint="127.0.0.1:1")
+    told = ask("services", code=1, endpoint="127.0.0.1:1")
+    assert told.count("etcd cannot be reached") == 1
+    assert told.count("\n") == 1
+    # Said once: what the command tells is not logged too.
+    assert [each for each in caplog.records if each.levelname == "WARNING"] == []
+
+
+def test_what_is_not_there_is_named(ask: Ask, client: Client) -> None:
+    under = f"{client.prefix}/services/"
+    assert ask("services") == f"nothing under {under}\n"
+    assert ask("locks") == f"nothing under {client.prefix}/locks/\n"
+    assert ask("leaders", "--json") == "[]\n"
+    with client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
+        told = ask("services", "pay", "other", code=1)
+        assert "10.0.0.1:80" in told
+        assert told.splitlines()[-1] == f"Error: nothing is registered under {under}other"
+        assert ask("services", "other", "--json", code=1).startswith("[]\n")
+    assert ask("drain", code=1) == "Error: no service is configured; name the one to drain\n"
+    assert f"{under}pay/" in ask("drain", "pay")
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e9", "x"])
+def test_drain_waits_for_a_time_that_there_is(ask: Ask, seconds: str) -> None:
+    assert "--seconds" in ask("drain", "pay", "--seconds", seconds, code=2)
+
+
+def test_nothing_in_etcd_steers_the_terminal(ask: Ask, client: Client) -> None:
+    address = "\x1b[31mred\x1b]0;pwn\x07\u202e\n"
+    client.raw.put(
+        f"{client.prefix}/services/esc/x\x9b",
+        json.dumps({"id": "x\x9b", "name": "esc", "address": address, "metadata": {"\x1b": "\r"}}),
+    )
+    client.config_source("app").save({"motd": "\x1b]0;pwn\x07", "name": "grün ✓"})
+    for words in (("services",), ("config", "app"), ("config", "x\x1b")):
+        told = ask(*words, code=int(words[-1] == "x\x1b"))
+        assert all(line.isprintable() for line in told.splitlines())
+        assert "\\x1b" in told
+    assert "grün ✓" in ask("config", "app")
+    (row,) = json.loads(ask("services", "--json"))
+    assert row["address"] == address
 
 
 def test_doctor(ask: Ask) -> None:
@@ -109,10 +153,105 @@ def test_doctor(ask: Ask) -> None:
 def test_watch_follows_until_interrupted(start: Start, registry: Registry) -> None:
     watching = start(*FLASK, "watch", "pay")
     eventually(lambda: watching.process.poll() is None, message="runs")
-    with registry.client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
-        eventually(lambda: "added     pay-1 10.0.0.1:80" in watching.output, 30)
+    with registry.client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1\x1b:80")):
+        eventually(lambda: "added     pay-1 10.0.0.1\\x1b:80" in watching.output, 30)
     eventually(lambda: "removed   pay-1" in watching.output, 30)
     assert watching.stop(signal.SIGINT) == 0, watching.output
+
+
+def console(registry: Registry, command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m etcd_core`` in a shell: CLI stands for it."""
+    cli = f"{shlex.quote(sys.executable)} -W error -m etcd_core --prefix {registry.prefix}"
+    return subprocess.run(
+        ["bash", "-c", command.replace("CLI", cli)],
+        env={**os.environ, "ETCD_ENDPOINTS": registry.endpoint, **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def put_instances(client: Client, count: int) -> None:
+    for number in range(count):
+        me = Descriptor(name="many", id=f"i{number}", address=f"10.0.0.{number}:80")
+        client.raw.put(f"{client.prefix}/services/many/{me.id}", me.encode())
+
+
+@pytest.mark.parametrize("command", ["services many", "services many --json", "watch many"])
+@pytest.mark.parametrize("count", [3, 40])
+def test_output_that_nobody_reads_any_more_ends_the_command(
+    registry: Registry, command: str, count: int
+) -> None:
+    put_instances(registry.client, count)
+    done = console(registry, f"CLI {command} | head -3; exit ${{PIPESTATUS[0]}}")
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+    assert "i0" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("command", ["services", "watch many", "doctor"])
+def test_output_that_cannot_be_written_is_one_line(registry: Registry, command: str) -> None:
+    put_instances(registry.client, 1)
+    done = console(registry, f"CLI {command} > /dev/full")
+    assert done.stderr == "Error: cannot write the output: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_console_takes_options_and_variables(registry: Registry) -> None:
+    put_instances(registry.client, 1)
+    done = console(registry, "LC_ALL=C PYTHONUTF8=0 CLI services many")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10.0.0.0:80" in done.stdout
+    assert "etcd" in console(registry, "CLI --help").stdout
+    assert console(registry, "CLI --endpoints 127.0.0.1:1 services many").returncode == 1
+    refused = console(registry, "CLI services", ETCD_ENDPOINTS="ftp://x")
+    assert refused.returncode == 2
+    assert "the scheme must be http or https" in refused.stderr
+    assert "ETCD_PASSWORD" in console(registry, "CLI --username app services").stderr
+
+
+def test_console_logs_in() -> None:
+    with EtcdServer(auth="rootpw") as server:
+        for password, code in (("rootpw", 0), ("wrongpw", 1)):
+            done = subprocess.run(
+                [sys.executable, "-m", "etcd_core", "--username", "root", "doctor"],
+                env={**os.environ, "ETCD_ENDPOINTS": server.endpoint, "ETCD_PASSWORD": password},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == code, done
+            assert password not in done.stdout + done.stderr
+
+
+def test_console_without_click_says_what_it_needs(registry: Registry) -> None:
+    hide = "import sys; sys.modules['click'] = None; sys.argv[0] = 'etcd-core'\n"
+    run_it = "from etcd_core.__main__ import main; sys.exit(main())"
+    for words, code in ((["services"], 2), (["--help"], 0), (["dev", "--help"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", hide + run_it, *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done
+        assert ("etcd-core[cli]" in done.stderr) is (words[0] != "dev")
+
+
+@pytest.mark.slow
+def test_djangos_own_options_are_taken(start: Start, client: Client) -> None:
+    """As ``--settings`` and ``-v`` are by every management command."""
+    with client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
+        shown = run(
+            start, "-m", "django", "etcd", "--settings", "djsite.settings", "services", "pay",
+            "--json", "-v", "2", "--no-color", "--pythonpath", ".", DJANGO_SETTINGS_MODULE="none",
+        )  # fmt: skip
+    assert "pay-1" in shown
+    told = run(start, *DJANGO, "config", "missing", "--traceback", code=1)
+    assert "Traceback" in told
+    assert "Commands:" in run(start, *DJANGO, "--help")
 
 
 def test_drain_command_marks_the_running_server(start: Start, registry: Registry) -> None:
@@ -166,6 +305,33 @@ def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None
     assert not (found["registration"] or {"registered": False})["registered"]
     assert found["problems"] == ["shop is not registered for this process"]
     raised.value.close()
+
+
+def test_health_says_why_it_is_not_registered(registry: Registry) -> None:
+    with EtcdServer(auth="rootpw") as server:
+        host = ServiceHost(
+            HostOptions.parse(
+                {
+                    "ENDPOINTS": server.endpoint,
+                    "PREFIX": registry.prefix,
+                    "SERVICE_NAME": "shop",
+                    "USERNAME": "root",
+                    "PASSWORD": "wr0ngpw",
+                }
+            )
+        )
+        host.register("127.0.0.1:1")
+
+        def told() -> bool:
+            problems = health_of(host)["problems"]
+            return len(problems) == 1 and problems[0].startswith(
+                "shop is not registered for this process: "
+            )
+
+        eventually(told, 20, message=str(health_of(host)))
+        assert "wr0ngpw" not in json.dumps(health_of(host))
+        assert "authentication failed" in health_of(host)["problems"][0]
+        host.close()
 
 
 def test_leader_only_command(start: Start, registry: Registry) -> None:

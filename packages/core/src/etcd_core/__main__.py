@@ -1,7 +1,7 @@
-"""``python -m etcd_core dev``: a local etcd in the foreground.
+"""The command ``etcd-core``, also ``python -m etcd_core``; ``dev`` runs a local etcd.
 
-Everything runs on the main thread; etcd itself is a child process. Standard library only, so it
-works without the extra ``cli``.
+Everything runs on the main thread; that etcd is a child process in the foreground. ``dev`` needs
+the standard library only, the other commands the extra ``cli``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program name; None takes those of the process.
     """
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["dev"]:
+        return dev(words[1:])
+    try:
+        from .cli.console import build_command
+    except ModuleNotFoundError as exc:
+        if exc.name != "click":
+            raise
+        print("All but dev needs click: pip install 'etcd-core[cli]'", file=sys.stderr)
+        _parser().parse_args(words)
+        return 2
+    build_command(dev).main(words, prog_name=_program())
+
+
+def dev(words: Sequence[str]) -> int:
+    """Run a local etcd until Ctrl-C and return the exit status.
+
+    Args:
+        words: The arguments behind ``dev``.
+    """
+    options = _parser().parse_args(["dev", *words])
     return _dev(options.port, Path(options.data))
 
 
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    return "python -m etcd_core" if name == "__main__.py" else name
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m etcd_core")
+    parser = argparse.ArgumentParser(prog=_program())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     dev = commands.add_parser(
         "dev",
@@ -102,7 +127,11 @@ def _dev(port: int, folder: Path) -> int:
 def _announce(server: EtcdServer, folder: Path) -> None:
     where = os.path.relpath(folder)
     print(f"etcd {server.version} is ready at {server.endpoint}, data in {where}")
-    print(f"  export ETCD_ENDPOINTS={server.endpoint}")
+    at = f'["{server.endpoint}"]'
+    print(f"  etcd-core  export ETCD_ENDPOINTS={server.endpoint}")
+    print(f"  Dynaconf   export ETCD_ENDPOINTS_FOR_DYNACONF='{at}'")
+    print(f'  Django     ETCD = {{"ENDPOINTS": {at}}}')
+    print(f"  Flask      ETCD_ENDPOINTS = {at}")
     print("  Ctrl-C stops it", flush=True)
 
 

@@ -55,11 +55,16 @@ def check(host: ServiceHost) -> Health:
 
 def _problems(host: ServiceHost) -> Iterator[str]:
     registration = host.registration
-    if not host.client.connected:
+    connected = host.client.connected
+    if not connected:
         yield "etcd cannot be reached"
     wanted = host.options.service_name is not None and host.serving
     if wanted and (registration is None or not registration.registered):
-        yield f"{host.options.service_name} is not registered for this process"
+        # That etcd cannot be reached was said.
+        why = registration.trouble if registration is not None and connected else ""
+        yield f"{host.options.service_name} is not registered for this process" + (
+            f": {why}" if why else ""
+        )
 
 
 def _registration(registration: SharedRegistration, host: ServiceHost) -> dict[str, object]:

@@ -394,8 +394,9 @@ class _Agent:
             self._socket_inode = listeners.inode(sockets[0])
         if not found and not self._address_is_given():
             _log.warning(
-                "%s listens on a unix socket only and is not registered; set SERVICE_ADDRESS",
+                "%s listens on a unix socket only and is not registered; set %sSERVICE_ADDRESS",
                 self._options.service_name,
+                self._options.label,
                 extra=fields(
                     Event.HOSTING_SKIPPED, service=self._options.service_name, reason="unix socket"
                 ),
@@ -452,9 +453,10 @@ class _Agent:
         self._complained = True
         service = self._options.service_name
         _log.warning(
-            "%s listens on several ports (%s) and is not registered; set SERVICE_ADDRESS",
+            "%s listens on several ports (%s) and is not registered; set %sSERVICE_ADDRESS",
             service,
             ", ".join(str(each.port) for each in found),
+            self._options.label,
             extra=fields(Event.HOSTING_SKIPPED, service=service, reason="several ports"),
         )
 
@@ -504,9 +506,10 @@ class _Agent:
         address = listeners.advertised(listener, self._options.config.parsed_endpoints)
         if listeners.is_loopback(address):
             _log.warning(
-                "%s is registered at %s, which only this machine can reach; set SERVICE_ADDRESS",
+                "%s is registered at %s, which only this machine can reach; set %sSERVICE_ADDRESS",
                 self._options.service_name,
                 address,
+                self._options.label,
                 extra=fields(
                     Event.HOSTING_LOOPBACK, service=self._options.service_name, address=address
                 ),

@@ -56,6 +56,7 @@ class HostOptions:
             None: it always may, unless it was taken out by hand.
         ready_interval: Seconds from one answer of ``ready`` to the next question, and after which a
             question that is still open counts as a no.
+        label: What precedes an option's name where the user set it, for messages.
     """
 
     config: Config
@@ -68,6 +69,7 @@ class HostOptions:
     drain: float = 0.0
     ready: Callable[[], object] | str | None = None
     ready_interval: float = 5.0
+    label: str = ""
 
     @classmethod
     def parse(cls, given: Mapping[str, object], label: str = "") -> HostOptions:
@@ -95,6 +97,7 @@ class HostOptions:
             drain=_seconds(given, "DRAIN", label, 0.0),
             ready=_ready(given, label),
             ready_interval=_ready_interval(given, label),
+            label=label,
         )
 
     def instance_id(self, address: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, handle_default_options
 
 from ..._state import current_host
 
@@ -23,7 +24,14 @@ class Command(BaseCommand):
             raise SystemExit("manage.py etcd needs click: pip install 'etcd-core[cli]'") from exc
         program = os.path.basename(argv[0])
         program = "python -m django" if program == "__main__.py" else program
-        build_group(current_host).main(args=argv[2:], prog_name=f"{program} etcd")
+        # Django's own options may stand anywhere; the rest, --help included, is the group's.
+        parser = self.create_parser(program, argv[1], add_help=False, allow_abbrev=False)
+        options, words = parser.parse_known_args(argv[2:])
+        handle_default_options(options)
+        code = build_group(current_host).main(
+            args=words, prog_name=f"{program} etcd", standalone_mode=not options.traceback
+        )
+        sys.exit(code)
 
     def handle(self, *args: object, **options: object) -> None:
         """Refuse ``call_command``: the functions of ``etcd_core.inventory`` are for code."""

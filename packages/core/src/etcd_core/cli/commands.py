@@ -1,34 +1,42 @@
-"""The command group that ``manage.py etcd`` and ``flask etcd`` mount. Needs the extra ``cli``.
+"""The command group that ``manage.py etcd`` and ``flask etcd`` mount. One thread, no state.
 
-Everything runs in the calling thread, on the application's own client. Values of settings that look
-like secrets are masked. Flask mounts the group in every process, so gRPC is imported by the
-commands only.
+It works on the application's own client. Values that look like secrets are masked.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from .errors import ConfigNotFound, EtcdError
-from .hosting import ServiceHost
-from .masking import masked, masked_metadata
+from ..errors import EtcdError
+from ..hosting import ServiceHost
+from ..keys import join
+from ..masking import masked, masked_metadata
+from .terminal import Row, ask, log_muted, printable, reader_is_gone, say, show
 
 if TYPE_CHECKING:
-    from .client import Client
-    from .discovery import ServiceEvent
-    from .inventory import Instance, Queue, StoredConfig
-
-T = TypeVar("T")
-
-_WIDEST = 100
-"""Characters of a cell; ``--json`` shows all of them."""
+    from ..client import Client
+    from ..discovery import ServiceEvent
+    from ..inventory import Instance, Queue, StoredConfig
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_GLANCE_SECONDS = 1.0
+"""How often a command that follows looks whether it is still read."""
+_LONGEST = 86400.0
+"""Seconds that a command may be told to wait."""
+
+
+def _require_seconds(
+    ctx: click.Context, param: click.Parameter, value: float | None
+) -> float | None:
+    if value is None or (math.isfinite(value) and 0 <= value <= _LONGEST):
+        return value
+    raise click.BadParameter(f"must be seconds from 0 to {_LONGEST:.0f}")
 
 
 def build_group(host: Callable[[], ServiceHost]) -> click.Group:
@@ -45,52 +53,70 @@ def build_group(host: Callable[[], ServiceHost]) -> click.Group:
     @click.argument("names", nargs=-1)
     @_AS_JSON
     def services(names: tuple[str, ...], as_json: bool) -> None:
-        from .inventory import read_services
+        from ..inventory import read_services
 
-        found = _ask(lambda: read_services(client()))
+        found = ask(lambda: read_services(client()))
         rows = [
             _instance_row(instance)
             for name, instances in found.items()
             if not names or name in names
             for instance in instances
         ]
-        _print(rows, as_json)
+        where = _place(client(), "services")
+        missing = [name for name in names if name not in found]
+        if rows or as_json or not missing:
+            show(rows, as_json, where)
+        if missing:
+            raise click.ClickException(
+                printable(f"nothing is registered under {', '.join(where + m for m in missing)}")
+            )
 
     @group.command(help="Elections: who leads, with which fencing token, and how many wait.")
     @_AS_JSON
     def leaders(as_json: bool) -> None:
-        from .inventory import read_elections
+        from ..inventory import read_elections
 
-        _print([_queue_row(each) for each in _ask(lambda: read_elections(client()))], as_json)
+        rows = [_queue_row(each) for each in ask(lambda: read_elections(client()))]
+        show(rows, as_json, _place(client(), "elections"))
 
     @group.command(help="Locks: which lease holds them, and how many wait.")
     @_AS_JSON
     def locks(as_json: bool) -> None:
-        from .inventory import read_locks
+        from ..inventory import read_locks
 
-        _print([_queue_row(each) for each in _ask(lambda: read_locks(client()))], as_json)
+        rows = [_queue_row(each) for each in ask(lambda: read_locks(client()))]
+        show(rows, as_json, _place(client(), "locks"))
 
     @group.command(help="Stored configurations, or the settings of the one named.")
     @click.argument("name", required=False)
     @_AS_JSON
     def config(name: str | None, as_json: bool) -> None:
-        from .inventory import read_configs
+        from ..inventory import read_configs
 
         if name is None:
-            _print([_config_row(each) for each in _ask(lambda: read_configs(client()))], as_json)
-            return
-        _print(_ask(lambda: _settings(client(), name)), as_json)
+            rows = [_config_row(each) for each in ask(lambda: read_configs(client()))]
+        else:
+            rows = ask(lambda: _settings(client(), name))
+        show(rows, as_json, _place(client(), "config"))
 
     @group.command(help="Mark this machine's entries as draining and wait; for a preStop hook.")
-    @click.option("--seconds", type=float, help="How long to wait; default the option DRAIN.")
-    def drain(seconds: float | None) -> None:
-        _drain(host(), seconds)
+    @click.argument("name", required=False)
+    @click.option(
+        "--seconds",
+        type=float,
+        callback=_require_seconds,
+        help="How long to wait; default the option DRAIN.",
+    )
+    def drain(name: str | None, seconds: float | None) -> None:
+        _drain(host(), name or host().options.service_name, seconds)
 
     @group.command(help="Follow the instances of a service until Ctrl-C.")
     @click.argument("name")
     def watch(name: str) -> None:
-        with _ask(lambda: client().watch_service(name, _print_event)):
-            _sleep_until_interrupted()
+        events: queue.SimpleQueue[ServiceEvent] = queue.SimpleQueue()
+        # Printed here: where nobody reads any more, it is this thread that has to end.
+        with ask(lambda: client().watch_service(name, events.put)):
+            _follow(events)
 
     @group.command(help="Check the connection, the rights and the options.")
     def doctor() -> None:
@@ -100,19 +126,24 @@ def build_group(host: Callable[[], ServiceHost]) -> click.Group:
     return group
 
 
-def _print_event(event: ServiceEvent) -> None:
-    click.echo(f"{event.type!s:<9} {event.info.id} {event.info.address}")
+def _place(client: Client, kind: str) -> str:
+    return join(client.prefix, kind) + "/"
 
 
-def _sleep_until_interrupted() -> None:
+def _follow(events: queue.SimpleQueue[ServiceEvent]) -> None:
+    """Print events until Ctrl-C, or until nobody reads them."""
     try:
-        while True:
-            time.sleep(3600)
+        while not reader_is_gone():
+            try:
+                event = events.get(timeout=_GLANCE_SECONDS)
+            except queue.Empty:
+                continue
+            say(f"{event.type!s:<9} {event.info.id} {event.info.address}")
     except KeyboardInterrupt:
         return
 
 
-def _instance_row(instance: Instance) -> dict[str, object]:
+def _instance_row(instance: Instance) -> Row:
     info = instance.info
     return {
         "service": instance.service,
@@ -132,7 +163,7 @@ def _state(instance: Instance) -> str:
     return "draining" if instance.draining else "registered"
 
 
-def _queue_row(queue: Queue) -> dict[str, object]:
+def _queue_row(queue: Queue) -> Row:
     return {
         "name": queue.name,
         "holder": queue.first.identity,
@@ -142,7 +173,7 @@ def _queue_row(queue: Queue) -> dict[str, object]:
     }
 
 
-def _config_row(config: StoredConfig) -> dict[str, object]:
+def _config_row(config: StoredConfig) -> Row:
     return {
         "name": config.name,
         "leaves": config.leaves,
@@ -151,34 +182,33 @@ def _config_row(config: StoredConfig) -> dict[str, object]:
     }
 
 
-def _settings(client: Client, name: str) -> list[dict[str, object]]:
+def _settings(client: Client, name: str) -> list[Row]:
     snapshot = client.config_source(name).load()
-    rows: list[dict[str, object]] = [
+    rows: list[Row] = [
         {"setting": path, "value": masked(path, snapshot[path])} for path in sorted(snapshot)
     ]
     rows += [{"setting": path, "value": "(does not decode)"} for path in sorted(snapshot.errors)]
     return rows
 
 
-def _drain(host: ServiceHost, seconds: float | None) -> None:
-    from .sharing import drain_here
+def _drain(host: ServiceHost, name: str | None, seconds: float | None) -> None:
+    from ..sharing import drain_here
 
-    name = host.options.service_name
     if name is None:
-        raise click.ClickException("SERVICE_NAME is not set: nothing is registered")
-    marked = _ask(lambda: drain_here(host.client.scope(), name))
+        raise click.ClickException("no service is configured; name the one to drain")
+    marked = ask(lambda: drain_here(host.client.scope(), name))
     for info in marked:
-        click.echo(f"draining {info.name} {info.id}")
+        say(f"draining {info.name} {info.id}")
     if not marked:
-        click.echo(f"{name}: no entry of this machine")
+        say(f"{name}: no entry of this machine under {_place(host.client, 'services')}{name}/")
         return
     time.sleep(host.options.drain if seconds is None else seconds)
 
 
 def _examine(host: ServiceHost) -> bool:
     """Print one line per check; return whether all passed."""
-    from .inventory import read_services
-    from .lease import normalise_ttl
+    from ..inventory import read_services
+    from ..lease import normalise_ttl
 
     client = host.client
     keeper = client.scope().engine.keeper
@@ -202,50 +232,10 @@ def _examine(host: ServiceHost) -> bool:
 
 def _report(what: str, check: Callable[[], str]) -> bool:
     try:
-        result = check()
+        with log_muted():
+            result = check()
     except EtcdError as exc:
-        click.echo(f"FAILED  {what}: {exc}")
+        say(f"FAILED  {what}: {exc}")
         return False
-    click.echo(f"ok      {what}: {result}")
+    say(f"ok      {what}: {result}")
     return True
-
-
-def _ask(question: Callable[[], T]) -> T:
-    try:
-        return question()
-    except ConfigNotFound as exc:
-        raise click.ClickException(str(exc)) from exc
-    except EtcdError as exc:
-        raise click.ClickException(f"etcd: {exc}") from exc
-
-
-def _print(rows: Sequence[dict[str, object]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, default=str))
-    elif not rows:
-        click.echo("nothing")
-    else:
-        for line in _table(rows):
-            click.echo(line)
-
-
-def _table(rows: Sequence[dict[str, object]]) -> Iterable[str]:
-    header = list(rows[0])
-    lines = [header, *([_cell(row[name]) for name in header] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        yield "  ".join(cells).rstrip()
-
-
-def _cell(value: object) -> str:
-    text = _spelled(value)
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
-
-
-def _spelled(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
-        return " ".join(f"{name}={part}" for name, part in value.items())
-    return json.dumps(value, ensure_ascii=False, default=str)
