@@ -33,11 +33,12 @@ source = client.config_source("app")
 SETTINGS = """
 {own}
 import dynaconf
+{imported}
 settings = dynaconf.DjangoDynaconf(
     __name__,
     ENVIRONMENTS_FOR_DYNACONF=False,
     LOADERS_FOR_DYNACONF=["dynaconf_etcd.loader", "dynaconf.loaders.env_loader"],
-    ETCD_FOR_DYNACONF={{"endpoints": [{endpoint!r}], "prefix": {prefix!r}, "name": "app", {extra}}},
+    ETCD_FOR_DYNACONF={table},
 )
 """
 
@@ -46,13 +47,24 @@ settings = dynaconf.DjangoDynaconf(
 def run_django(etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path) -> RunDjango:
     """Run a script in a fresh process with a Django project on the test's prefix."""
 
-    def run(script: str, own: str = "SECRET_KEY = 's'", extra: str = "") -> None:
+    def run(
+        script: str,
+        own: str = "SECRET_KEY = 's'",
+        extra: dict[str, object] | None = None,
+        imported: str = "",
+    ) -> None:
         names = {"endpoint": etcd_server.endpoint, "prefix": etcd_client.prefix}
+        table = {
+            "endpoints": [etcd_server.endpoint],
+            "prefix": etcd_client.prefix,
+            "name": "app",
+            **(extra or {}),
+        }
         package = tmp_path / "project"
         package.mkdir(exist_ok=True)
         (package / "__init__.py").touch()
         (package / "settings.py").write_text(
-            SETTINGS.format(own=textwrap.dedent(own), extra=extra, **names)
+            SETTINGS.format(own=textwrap.dedent(own), table=repr(table), imported=imported)
         )
         prelude = PRELUDE.format(folder=str(tmp_path), **names)
         end = "\ndynaconf_etcd.close(settings)\nclient.close()\nprint('done')\n"
@@ -169,7 +181,7 @@ def test_changes_are_pushed_on_request(etcd_client: Client, run_django: RunDjang
         from dynaconf.contrib.django_dynaconf_v2 import django_settings
         assert django_settings.EMAIL_SUBJECT_PREFIX == "two"
         """,
-        extra='"push_to_django": True',
+        extra={"push_to_django": True},
     )
 
 
@@ -199,3 +211,43 @@ def test_hooks_beside_the_settings_run_for_each_update(
         """,
         own="SECRET_KEY = 's'",
     )
+
+
+@pytest.mark.parametrize("imported", ["import dynaconf_etcd", ""])
+def test_beside_the_setting_of_django_etcd(
+    etcd_client: Client, run_django: RunDjango, imported: str
+) -> None:
+    etcd_client.config_source("app").save({"greeting": "one"})
+    own = """
+    SECRET_KEY = "s"
+    ETCD_ENDPOINTS = ["127.0.0.1:1"]
+    ETCD = {"ENDPOINTS": ETCD_ENDPOINTS, "SERVICE_NAME": "billing", "REGISTER": False}
+    """
+    script = """
+    assert settings.GREETING == "one"
+    assert settings.ETCD["SERVICE_NAME"] == "billing"
+    assert settings.ETCD_ENDPOINTS == ["127.0.0.1:1"]
+    assert dynaconf_etcd.status(settings).name == "app"
+    source.update({"greeting": "two"})
+    eventually(lambda: settings.GREETING == "two")
+    assert settings.ETCD["SERVICE_NAME"] == "billing"
+    from django.core.management import call_command
+    import contextlib, io
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        call_command("diffsettings", "--all")
+    assert "GREETING = 'two'" in printed.getvalue()
+    call_command("check")
+    from dynaconf_etcd.__main__ import main
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["diff", "--settings", "project.settings:settings"]) == 1
+    assert "- greeting = 'two'" in printed.getvalue(), printed.getvalue()
+    """
+    run_django(script, own=own, imported=imported)
+
+
+def test_the_setting_of_django_etcd_is_not_the_loaders(run_django: RunDjango) -> None:
+    own = "SECRET_KEY = 's'\nETCD = {'ENDPOINTS': ['127.0.0.1:1']}"
+    with pytest.raises(AssertionError, match="a setting ETCD, which is not read here"):
+        run_django("", own=own, extra={"endpoints": None})

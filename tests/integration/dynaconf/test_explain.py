@@ -51,7 +51,7 @@ def test_explain(
     assert layers("kw") == ["default"]
     assert layers("made") == ["validator"]
     password = dynaconf_etcd.explain(settings, "db.password")
-    assert (password.value, layers("db.password")) == ("***", ["etcd"])
+    assert (password.value, layers("db.password")) == ("********", ["etcd"])
     assert "hunter2" not in repr(dynaconf_etcd.explain(settings, "db"))
     settings.KW = "mine"
     assert layers("kw")[0] == "program"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from dynaconf import Dynaconf, FlaskDynaconf
 from flask import Flask
 
+import dynaconf_etcd
 from etcd_core import Client
-from etcd_core.testing import eventually
+from etcd_core.testing import EtcdServer, eventually
 
 MakeSettings = Callable[..., Dynaconf]
 
@@ -61,3 +63,42 @@ def test_app_config_is_live(etcd_client: Client, make_settings: MakeSettings, gi
     assert config["MINE"] == "at run time"
     assert config["TESTING"] is False
     assert settings.TITLE == "two"
+
+
+def test_flask_switches_environments_on(
+    etcd_client: Client, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_ENV", "production")
+    etcd_client.config_source("app").save({"title": "all", "name": "all"})
+    etcd_client.config_source("app.production").save({"title": "production"})
+    app = Flask("app")
+
+    def through_flask(**options: object) -> Dynaconf:
+        FlaskDynaconf(app, **options)
+        return app.dynaconf
+
+    settings = make_settings(
+        "plain = 1\n[default]\nin_default = 1\n[production]\nin_production = 1\n",
+        factory=through_flask,
+    )
+    assert (settings.TITLE, settings.NAME) == ("production", "all")
+    assert (settings.IN_DEFAULT, settings.IN_PRODUCTION) == (1, 1)
+    assert "PLAIN" not in settings
+    assert "ETCD" not in app.config
+
+
+def test_the_short_argument_of_flask(
+    etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save({"title": "one"})
+    app = Flask("app")
+    table = {
+        "endpoints": [etcd_server.endpoint],
+        "prefix": etcd_client.prefix,
+        "name": "app",
+        "watch": False,
+    }
+    FlaskDynaconf(app, loaders=["dynaconf_etcd.loader"], root_path=str(tmp_path), etcd=table)
+    assert app.config["TITLE"] == "one"
+    assert "ETCD" not in app.config
+    dynaconf_etcd.close(app.dynaconf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from dynaconf import Dynaconf, Validator
 
 import dynaconf_etcd
 from dynaconf_etcd.loader import load  # noqa: F401  (the loader is what is under test)
-from etcd_core import Client, Config, ConfigNotFound, ConnectionFailed, DecodeError
+from etcd_core import Client, Config, ConfigNotFound, ConnectionFailed, DecodeError, InvalidConfig
 from etcd_core.testing import EtcdServer, FaultProxy, eventually
 
 MakeSettings = Callable[..., Dynaconf]
@@ -43,6 +44,34 @@ def _saved(path: str, revision: int) -> None:
         return f'"revision":{revision},' in Path(path).read_text()
 
     eventually(written)
+
+
+def _told(caplog: pytest.LogCaptureFixture, event: str) -> list[tuple[int, object]]:
+    return [
+        (record.levelno, record.__dict__["etcd_reason"])
+        for record in caplog.records
+        if record.__dict__.get("etcd_event") == event
+    ]
+
+
+def test_nothing_under_the_name_tells_where_it_looked(
+    etcd_server: EtcdServer,
+    etcd_client: Client,
+    make_settings: MakeSettings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = make_settings("a = 'file'", etcd={"name": "misspelt"})
+    assert settings.A == "file"
+    (told,) = [each for each in caplog.messages if "holds no settings" in each]
+    assert f"{etcd_client.prefix}/config/misspelt/" in told
+    assert etcd_server.endpoint in told
+
+
+def test_a_misspelt_folder_of_the_snapshot(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(etcd={"snapshot": str(tmp_path / "misspelt" / "snapshot")})
+    with pytest.raises(InvalidConfig, match="misspelt"):
+        settings.get("a")
+    assert not (tmp_path / "misspelt").exists()
 
 
 def test_an_error_within_dial_timeout(make_settings: MakeSettings, proxy: FaultProxy) -> None:
@@ -86,6 +115,12 @@ def test_not_required(
     own_server.restart()
     eventually(lambda: settings.A == "etcd", timeout=30)
     eventually(lambda: not dynaconf_etcd.status(settings).stale)
+    assert _told(caplog, "config.restored") == [
+        (logging.WARNING, "etcd could not be read at start")
+    ]
+    _write(own_server, a="again")
+    eventually(lambda: settings.A == "again")
+    assert len(_told(caplog, "config.restored")) == 1
 
 
 def test_the_snapshot_stands_in_and_is_replaced(
@@ -178,6 +213,11 @@ def test_a_wiped_store_keeps_the_values_until_keys_come_back(
     _write(own_server, a="new")
     eventually(lambda: settings.A == "new", timeout=30)
     assert dynaconf_etcd.status(settings).held is None
+    assert (
+        _told(caplog, "config.held")
+        == _told(caplog, "config.restored")
+        == [(logging.WARNING, held)]
+    )
 
 
 def test_a_wiped_store_empties_on_request(own_server: EtcdServer, on_own: MakeSettings) -> None:

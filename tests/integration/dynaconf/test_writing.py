@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from dynaconf import Dynaconf, Validator
 
 import dynaconf_etcd
 from dynaconf_etcd.__main__ import main
-from etcd_core import Client, Conflict, InvalidArgument
+from etcd_core import Client, ConfigNotFound, Conflict, InvalidArgument
 from etcd_core.testing import EtcdServer
 
 MakeSettings = Callable[..., Dynaconf]
@@ -76,6 +77,37 @@ def test_a_change_by_somebody_else_is_a_conflict(
     settings.reload()
     dynaconf_etcd.write(settings, {"a": 3})
     assert settings.A == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"LOADERS_FOR_DYNACONF": ["os"]},
+        {"_x": 1},
+        {"yaml__a": 1},
+        {"a": {"dynaconf_merge": True}},
+        [1],
+        "x",
+        {"a": object()},
+    ],
+)
+def test_what_would_never_be_seen_is_not_written(
+    etcd_client: Client, make_settings: MakeSettings, values: object
+) -> None:
+    revision = etcd_client.config_source("app").save({"b": 1})
+    settings = make_settings()
+    with pytest.raises(InvalidArgument):
+        dynaconf_etcd.write(settings, values)  # type: ignore[arg-type]
+    assert etcd_client.config_source("app").load().revision == revision
+
+
+def test_wrong_arguments_are_told_as_such(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    for key in (5, b"x", [5], ""):
+        with pytest.raises(InvalidArgument):
+            dynaconf_etcd.delete(settings, key)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="environment"):
+        dynaconf_etcd.write(settings, {"a": 1}, env=5)  # type: ignore[arg-type]
 
 
 class Done(NamedTuple):
@@ -172,3 +204,129 @@ def test_an_unreachable_etcd_is_one_line(
     assert done.status == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_push_without_files_deletes_nothing(
+    etcd_client: Client, command: Command, tmp_path: Path
+) -> None:
+    source = etcd_client.config_source("app")
+    revision = source.save({"a": 1, "b": 2})
+    for arguments in (("push", "--yes"), ("push",)):
+        refused = command(*arguments)
+        assert refused.status == 2
+        assert "none of them was found: settings.toml" in refused.stderr
+        assert "--allow-empty" in refused.stderr
+    assert source.load().revision == revision
+    kept = command("push", "--yes", "--keep")
+    assert (kept.status, kept.stdout) == (0, "no difference\n")
+    assert command("push", "--yes", "--allow-empty").status == 0
+    with pytest.raises(ConfigNotFound):
+        source.load()
+
+
+def test_a_pull_of_nothing_leaves_the_file(
+    etcd_client: Client, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("a = 1\n")
+    for arguments in (("--yes",), ("--yes", "--replace"), ()):
+        refused = command("pull", "settings.toml", *arguments)
+        assert refused.status == 2
+        assert f"{etcd_client.prefix}/config/app/" in refused.stderr
+    assert file.read_text() == "a = 1\n"
+
+
+def test_a_pull_writes_a_new_file_for_its_owner_only(
+    etcd_client: Client, command: Command, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save({"a": 1, "password": "hunter2"})
+    # What the settings files say makes no difference to a file that is not there.
+    (tmp_path / "settings.toml").write_text("a = 1\npassword = 'hunter2'\n")
+    assert command("diff").status == 0
+    shown = command("pull", "new.toml")
+    assert "+ a = 1" in shown.stdout
+    assert "hunter2" not in shown.stdout
+    assert not (tmp_path / "new.toml").exists()
+    for name in ("new.toml", "new.yaml", "new.yml", "new.json"):
+        done = command("pull", name, "--yes")
+        assert done.status == 0, done.stderr
+        file = tmp_path / name
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert "hunter2" in file.read_text()
+        assert command("pull", name, "--yes").stdout == "no difference\n"
+    file.chmod(0o640)
+    etcd_client.config_source("app").update({"a": 2})
+    assert command("pull", name, "--yes").status == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("a = 0\nmy_password = 'hunter2'\n[server]\nport = 1\n", "my_password, server.port"),
+        ("# Why.\na = 0\n", "its comments"),
+        ("a = 0  # why\n", "its comments"),
+    ],
+)
+def test_a_pull_gives_nothing_up_unasked(
+    etcd_client: Client, command: Command, tmp_path: Path, text: str, lost: str
+) -> None:
+    etcd_client.config_source("app").save({"a": 1})
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    refused = command("pull", "settings.toml", "--yes")
+    assert refused.status == 2
+    assert f"it would lose {lost}; add --replace" in refused.stderr
+    assert "hunter2" not in refused.stdout + refused.stderr
+    assert file.read_text() == text
+    assert command("pull", "settings.toml", "--yes", "--replace").status == 0
+    assert Dynaconf(settings_files=[str(file)]).as_dict() == {"A": 1}
+
+
+def test_a_pull_keeps_the_sections_of_other_environments(
+    etcd_client: Client,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENVIRONMENTS_FOR_DYNACONF", "true")
+    etcd_client.config_source("app.production").save({"a": 2})
+    file = tmp_path / "settings.toml"
+    file.write_text("[default]\na = 1\n[production]\na = 1\n")
+    module = next(tmp_path.glob("config_*.py"))
+    module.write_text(module.read_text().replace("environments=False", "environments=True"))
+    done = command("pull", "settings.toml", "--env", "production", "--yes")
+    assert done.status == 0, done.stderr
+    read = Dynaconf(settings_files=[str(file)], environments=True)
+    assert (read.from_env("default").A, read.from_env("production").A) == (1, 2)
+
+
+@pytest.mark.parametrize("output", ["settings", "settings.txt", "missing/settings.toml"])
+def test_an_unusable_output_is_one_line(etcd_client: Client, command: Command, output: str) -> None:
+    etcd_client.config_source("app").save({"a": 1})
+    done = command("pull", output, "--yes")
+    assert done.status == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_format_cannot_hold_leaves_the_file(
+    etcd_client: Client, command: Command, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save({"a": b"\xff"})
+    file = tmp_path / "settings.json"
+    file.write_text('{"a": 1}')
+    done = command("pull", "settings.json", "--yes")
+    assert done.status == 2
+    assert file.read_text() == '{"a": 1}'
+    (tmp_path / "dates.json").write_text("{")
+    assert command("pull", "dates.json", "--yes").status == 2
+
+
+def test_a_date_in_a_file_is_not_pushed_as_text(
+    etcd_client: Client, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text("day = 2024-01-02\n")
+    done = command("push", "--yes")
+    assert done.status == 2
+    assert "would come back as text" in done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from dynaconf_etcd import snapshot_file
 from dynaconf_etcd.layers import Place, Revision
+from etcd_core import InvalidConfig
 from etcd_core.mirror import Entry, View
 from etcd_core.snapshot import LeafDecoder
 
@@ -27,7 +28,7 @@ def _revision(number: int, cause: str = "change", cluster_id: int = 7, **leaves:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    path = str(tmp_path / "new" / "snapshot")
+    path = str(tmp_path / "snapshot")
     assert snapshot_file.load(path, PLACE, LeafDecoder()) is None
     saved = _revision(5, a=b"1", b=b"\xff\xfe: x" if False else b"'x'")
     snapshot_file.save(path, saved)
@@ -37,7 +38,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert dict(loaded.view.entries) == dict(saved.view.entries)
     assert (loaded.number, loaded.cluster_id, loaded.cause) == (5, 7, "snapshot")
     assert loaded.at == saved.at
-    assert os.listdir(tmp_path / "new") == ["snapshot"]
+    assert os.listdir(tmp_path) == ["snapshot"]
+
+
+def test_a_folder_is_never_made(tmp_path: Path) -> None:
+    snapshot_file.require_folder(str(tmp_path / "snapshot"))
+    misspelt = tmp_path / "misspelt" / "snapshot"
+    with pytest.raises(InvalidConfig, match="misspelt of the option snapshot"):
+        snapshot_file.require_folder(str(misspelt))
+    with pytest.raises(FileNotFoundError):
+        snapshot_file.save(str(misspelt), _revision(5, a=b"1"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_older_revision_does_not_replace_a_newer_one(tmp_path: Path) -> None:

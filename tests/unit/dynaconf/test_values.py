@@ -11,7 +11,7 @@ import yaml
 from dynaconf.utils.parse_conf import converters, parse_conf_data
 
 from dynaconf_etcd.steps import same
-from dynaconf_etcd.values import Literal, is_reserved, tree_of
+from dynaconf_etcd.values import Literal, is_ignored, is_reserved, tree_of
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,23 @@ def test_a_literal_is_a_string_to_everybody_else() -> None:
 def test_names_of_dynaconf_are_reserved(name: str) -> None:
     assert is_reserved(name)
     assert tree_of({name: 1, "mine": 2}, "__", evaluate=False) == {"MINE": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("a.b", False),
+        ("a__b", False),
+        ("_x", True),
+        ("__x", True),
+        ("loaders_for_dynaconf", True),
+        ("yaml__x.y", True),
+        ("a.dynaconf_merge", True),
+        ("a.yaml", False),
+    ],
+)
+def test_what_is_not_taken_from_etcd(path: str, ignored: bool) -> None:
+    assert is_ignored(path, "__") is ignored
 
 
 def test_names_of_others_are_not() -> None:

@@ -114,18 +114,18 @@ _LONG_KEY: Final = 128
 def encode_leaf(value: object, path: str) -> bytes:
     """Return the YAML of one leaf: ASCII, one line, flow style, keys in their order.
 
-    Tuples become lists. A date, time or datetime becomes its ISO text, quoted: unquoted, yaml.v3
-    and PyYAML would read a date where yaml.v2 reads a string. Subclasses of the types of
-    :data:`Value` are written as the plain value they equal.
+    Tuples become lists. Subclasses of the types of :data:`Value` are written as the plain value
+    they equal.
 
     Args:
-        value: A :data:`Value`, or a tuple, mapping, date, time or datetime in its place.
+        value: A :data:`Value`, or a tuple or mapping in its place.
         path: The leaf's path, for the error's text.
 
     Raises:
-        InvalidArgument: The value would come back as another: a type outside :data:`Value`, a key
-            that is not a str, an integer beyond 64 bits, invalid Unicode, nesting deeper than
-            ``MAX_DEPTH`` (a value that contains itself included).
+        InvalidArgument: The value would come back as another: a type outside :data:`Value` (a date
+            too: yaml.v2 reads text where yaml.v3 and PyYAML read a date), a key that is not a str,
+            an integer beyond 64 bits, invalid Unicode, nesting deeper than ``MAX_DEPTH`` (a value
+            that contains itself included).
 
     Example:
         >>> encode_leaf({"on": [1, 2.0, "x y"]}, "server")
@@ -165,7 +165,8 @@ def _plain_scalar(value: object, where: str) -> Value:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, (date, time)):
-        return value.isoformat()
+        kind = type(value).__name__
+        raise _unwritable(where, f"a {kind} would come back as text; store its isoformat()")
     raise _unwritable(where, f"a {type(value).__name__} has no form in YAML that reads back")
 
 

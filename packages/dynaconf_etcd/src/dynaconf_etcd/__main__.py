@@ -1,6 +1,7 @@
 """``python -m dynaconf_etcd push|pull|diff --settings package.module:settings``.
 
-Moves a configuration between the settings files and etcd. Nothing is written without ``--yes``.
+Moves a configuration between the settings files and etcd. Nothing is written without ``--yes``,
+and nothing is thrown away as a whole without being asked for by name.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 
-from dynaconf.loaders import write as write_file
+from etcd_core import Client, ConfigNotFound, EtcdError, InvalidArgument
+from etcd_core.keys import config_prefix
+from etcd_core.leaves import Value, flatten, nest
 
-from etcd_core import Client, ConfigNotFound, EtcdError
-from etcd_core.leaves import flatten, nest
-
-from . import internals, options
+from . import internals, options, settings_file
 from .internals import Settings
 from .layers import MAIN
 from .provenance import shown
+from .settings_file import SettingsFile
 from .values import Literal, is_reserved
 
 _ENV_OF_MAIN = "default"
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = options.read(settings)
         with Client(chosen.config) as client:
             status: int = asked.command(asked, settings, client, chosen.name)
-    except (EtcdError, ImportError, AttributeError, TypeError) as exc:
+    except (EtcdError, OSError, ImportError, AttributeError, TypeError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     return status
@@ -55,8 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if command is _push:
             sub.add_argument("--keep", action="store_true", help="keep keys the files lack")
+            sub.add_argument(
+                "--allow-empty",
+                action="store_true",
+                help="delete everything if the files are empty",
+            )
         if command is _pull:
             sub.add_argument("output", help="a .toml, .yaml or .json file")
+            sub.add_argument(
+                "--replace", action="store_true", help="give up what only the file holds"
+            )
         if command is not _diff:
             sub.add_argument("--yes", action="store_true", help="do it; else only show it")
     return parser
@@ -66,7 +75,12 @@ def _load(spec: str) -> Settings:
     """Return the settings at ``module:object``, made from their files alone."""
     module, _, name = spec.partition(":")
     sys.path.insert(0, "")
-    held = getattr(importlib.import_module(module), name or "settings")
+    try:
+        held = getattr(importlib.import_module(module), name or "settings")
+    except (EtcdError, ImportError, AttributeError):
+        raise
+    except Exception as exc:  # the user's module, and Django's demands on it
+        raise InvalidArgument(f"{module} cannot be imported: {type(exc).__name__}: {exc}") from None
     arguments = dict(held._kwargs) if isinstance(held, internals.LazySettings) else {}
     for option in ("LOADERS_FOR_DYNACONF", "loaders"):
         arguments.pop(option, None)
@@ -75,12 +89,12 @@ def _load(spec: str) -> Settings:
     )
 
 
-def _in_files(settings: Settings, env: str | None) -> dict[str, object]:
+def _in_files(settings: Settings, env: str | None) -> dict[str, Value]:
     """Return the leaves that the settings files hold for a layer."""
     wanted = (env or settings.get("DEFAULT_ENV_FOR_DYNACONF") or _ENV_OF_MAIN).lower()
     if env is not None and wanted not in (name.lower() for name in settings.loaded_envs):
         settings.setenv(env)
-    leaves: dict[str, object] = {}
+    leaves: dict[str, Value] = {}
     for source, values in internals.history(settings).items():
         if source.loader in ("set_method", "default_settings") or source.env.lower() != wanted:
             continue
@@ -100,7 +114,7 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Literal) else value
 
 
-def _in_etcd(client: Client, name: str, env: str | None) -> dict[str, object]:
+def _in_etcd(client: Client, name: str, env: str | None) -> dict[str, Value]:
     try:
         return dict(client.config_source(_layer_name(name, env)).load())
     except ConfigNotFound:
@@ -138,26 +152,62 @@ def _push(asked: argparse.Namespace, settings: Settings, client: Client, name: s
     files = _in_files(settings, asked.env)
     if not _show(_in_etcd(client, name, asked.env), files, keep=asked.keep):
         return 0
+    if not files and not asked.allow_empty:
+        raise InvalidArgument(
+            f"push: the settings files hold nothing for this layer ({_files_told(settings)}), so"
+            f" everything would be deleted from etcd; add --allow-empty if that is meant"
+        )
     if not asked.yes:
         print("nothing was written; add --yes to write it")
         return 0
-    revision = source.update(files) if asked.keep else source.save(files, allow_empty=True)
+    empty = asked.allow_empty
+    revision = source.update(files) if asked.keep else source.save(files, allow_empty=empty)
     print(f"written at revision {revision}")
     return 0
 
 
+def _files_told(settings: Settings) -> str:
+    read = internals.loaded_files(settings)
+    if read:
+        return f"read: {', '.join(map(str, read))}"
+    named = settings.get("SETTINGS_FILE_FOR_DYNACONF") or []
+    names = ", ".join(map(str, named if isinstance(named, list) else [named]))
+    return f"none of them was found: {names}" if names else "there are none"
+
+
 def _pull(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:
     stored = _in_etcd(client, name, asked.env)
-    if not _show(_in_files(settings, asked.env), stored, keep=False):
+    if not stored:
+        layer = _layer_name(name, asked.env)
+        where = config_prefix(client.prefix, layer)
+        raise ConfigNotFound(f"pull: etcd holds no settings {layer!r} (under {where})")
+    path: str = asked.output
+    file = SettingsFile.read(path)
+    environments = settings.get("ENVIRONMENTS_FOR_DYNACONF")
+    env = (asked.env or _ENV_OF_MAIN).lower() if environments else None
+    text = settings_file.text_of(path, file.with_layer(nest(stored), env))
+    old, new = settings_file.leaves_of(file.tables), settings_file.leaves_in(path, text)
+    if not _show(old, new, keep=False) and file.exists:
         return 0
+    lost = sorted(old.keys() - new.keys())
+    if (lost or file.commented) and not asked.replace:
+        _explain_loss(path, lost, commented=file.commented)
+        return 2 if asked.yes else 0
     if not asked.yes:
         print("nothing was written; add --yes to write it")
         return 0
-    environments = settings.get("ENVIRONMENTS_FOR_DYNACONF")
-    env = (asked.env or _ENV_OF_MAIN).lower() if environments else None
-    write_file(asked.output, nest(stored), env=env, merge=False)  # type: ignore[arg-type]
-    print(f"written to {asked.output}")
+    settings_file.write(path, text)
+    print(f"written to {path}")
     return 0
+
+
+def _explain_loss(path: str, lost: Sequence[str], *, commented: bool) -> None:
+    what = [*(["its comments"] if commented else []), *lost]
+    print(
+        f"error: {path} was not written: it would lose {', '.join(what)}; add --replace to"
+        f" give that up, or name another file",
+        file=sys.stderr,
+    )
 
 
 def _diff(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:

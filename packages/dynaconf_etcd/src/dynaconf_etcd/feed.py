@@ -85,6 +85,7 @@ class Feed:
         self.refused_at_start: tuple[str, ...] = ()
         self._read_at = 0.0
         self._stale_start = False
+        self._missed: str | None = None
         self._doubtful_since: float | None = None
         self._lock = threading.RLock()
         self._followers: list[Callable[[], Follower | None]] = []
@@ -149,6 +150,7 @@ class Feed:
     def _without_etcd(self, error: EtcdError, saved: Revision | None) -> Revision:
         if not error.retryable:
             raise error
+        self._missed = "etcd could not be read at start"
         if saved is not None:
             return self._from_file(saved, str(error))
         if self.options.required:
@@ -163,10 +165,15 @@ class Feed:
         return Revision.decode(self.place, View(0, {}), self.decoder, cause="absent")
 
     def _empty_first(self, fresh: Revision, saved: Revision | None) -> Revision:
+        looked_at, endpoints = self.place.described, tuple(self.options.config.endpoints)
         _log.warning(
-            "dynaconf: etcd holds no settings %r",
+            "dynaconf: etcd holds no settings %r: no key begins with %s at %s",
             self.options.name,
-            extra=fields(Event.CONFIG_EMPTY, name=self.options.name),
+            looked_at,
+            ", ".join(endpoints),
+            extra=fields(
+                Event.CONFIG_EMPTY, name=self.options.name, prefix=looked_at, endpoints=endpoints
+            ),
         )
         if self.options.allow_empty or saved is None or saved.is_empty:
             return fresh
@@ -432,11 +439,29 @@ class Feed:
             return
         if self._is_wiped(revision):
             return
+        self._tell_of_return(revision)
         self._reset_seen = False
         self._stale_start = False
-        self.held = self._doubtful_since = None
+        self.held = self._missed = self._doubtful_since = None
         self.newest = revision
         self._hand_on()
+
+    def _tell_of_return(self, revision: Revision) -> None:
+        """Log the end of what was logged at its beginning, at the same level."""
+        lacked = self.held or self._missed
+        if lacked is not None:
+            _log.warning(
+                "dynaconf: etcd provides the settings %r again, at revision %d; before: %s",
+                self.options.name,
+                revision.number,
+                lacked,
+                extra=fields(
+                    Event.CONFIG_RESTORED,
+                    name=self.options.name,
+                    revision=revision.number,
+                    reason=lacked,
+                ),
+            )
 
     def _is_wiped(self, revision: Revision) -> bool:
         """Tell whether the configuration vanished with its store, not by somebody's wish."""

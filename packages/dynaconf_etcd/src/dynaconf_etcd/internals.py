@@ -7,6 +7,7 @@ the object given; which thread calls them is the caller's business.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence
 from types import CodeType, FrameType
@@ -20,16 +21,20 @@ from dynaconf.utils.parse_conf import Lazy
 
 __all__ = ["Lazy", "LazySettings", "Settings", "SourceMetadata"]
 
+LOADER: Final = "etcd"
+"""The loader's name in Dynaconf's history."""
+
 HAS_CORE: Final = hasattr(dynaconf.base, "DynaconfCore")
 """Whether this is Dynaconf 3.3 or later."""
 
-INTERNAL_NAMES: Final = frozenset(dynaconf.base.UPPER_DEFAULT_SETTINGS) | {
-    "_REGISTERED_HOOKS",
-    "SETTINGS_MODULE",
-}
-"""Names in the store that are Dynaconf's own business."""
-
 History = MutableMapping[SourceMetadata, MutableMapping[str, object]]
+
+
+@functools.cache
+def internal_names() -> frozenset[str]:
+    """Return the names in the store that are Dynaconf's own business, our options among them."""
+    own = {str(name) for name in dynaconf.base.UPPER_DEFAULT_SETTINGS}
+    return frozenset(own | {"_REGISTERED_HOOKS", "SETTINGS_MODULE"})
 
 
 def raw_store(settings: Settings) -> dict[str, object]:
@@ -159,6 +164,35 @@ def frozen(settings: Settings) -> Settings:
     return held
 
 
+def reveal(settings: Settings, name: str) -> None:
+    """Make a name readable as an attribute that became one of Dynaconf's own while this loads.
+
+    Every later build stores it, and what :func:`swap` brings does not reach the attributes.
+    """
+    if name not in settings.__dict__:
+        object.__setattr__(settings, name, dict.get(raw_store(settings), name))
+
+
+def withdraw_argument(settings: Settings, name: str, instead: object) -> None:
+    """Undo that an argument was stored as a setting; what a loader provided since then stays.
+
+    Args:
+        settings: Being loaded.
+        name: The setting.
+        instead: What an argument of that very name gave; None if there was none.
+    """
+    argument = SourceMetadata("set_method", "init_kwargs")
+    sources = (argument, SourceMetadata("set_method", "default_settings"))
+    if any(name in values for source, values in history(settings).items() if source not in sources):
+        history(settings).get(argument, {}).pop(name, None)
+        return
+    forget_name(settings, name, sources)
+    if instead is not None:
+        put(settings, name, instead)
+        history(settings).setdefault(argument, {})[name] = instead
+    clear_cache(settings)
+
+
 def forget_name(settings: Settings, name: str, sources: Iterable[SourceMetadata]) -> None:
     """Remove every trace of a top-level name that only we put there."""
     dict.pop(raw_store(settings), name, None)
@@ -195,7 +229,7 @@ def lazy_values(settings: Settings) -> Iterator[tuple[str, Lazy]]:
     pending: list[tuple[str, object]] = [
         (str(name).lower(), value)
         for name, value in list(dict.items(raw_store(settings)))
-        if name not in INTERNAL_NAMES
+        if name not in internal_names()
     ]
     while pending:
         path, value = pending.pop()

@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from etcd_core import EtcdError
+from etcd_core import DecodeError, EtcdError
 from etcd_core.keys import join
 from etcd_core.leaves import nest
 from etcd_core.mirror import View
@@ -64,6 +64,12 @@ class Place:
     def range_end(self) -> bytes:
         """The exclusive end of that range."""
         return self.base + b"0"
+
+    @property
+    def described(self) -> str:
+        """The beginnings of all keys, for people: of the main layer, and of the others."""
+        base = self.base.decode()
+        return f"{base}/ or {base}."
 
     def layer_prefix(self, layer: str) -> bytes:
         """Return the prefix of a layer's leaves, with its trailing slash."""
@@ -125,7 +131,7 @@ class Revision:
         faults = [
             f"{place.layer_name(layer)}: {error}"
             for layer, table in tables.items()
-            for error in table.errors.values()
+            for error in _faults_in(table)
         ]
         if faults:
             raise Refused(*faults)
@@ -173,6 +179,20 @@ class Revision:
             if separator in path and separator in path.partition(".")[2]:
                 warn_once(path, f"holds {separator!r} below the top; get() cannot reach it")
         return tree_of(tables, separator, evaluate=evaluate)
+
+
+def _faults_in(table: LeafTable) -> Iterator[DecodeError]:
+    """Yield why a layer is unusable. One path in two spellings is no reason: one of them counts."""
+    passed_over = {
+        leaf.name: table.found[leaf.path].name
+        for leaf in (table.stored.values() if table.errors else ())
+        if leaf.error is None and table.found.get(leaf.path, leaf) is not leaf
+    }
+    for name, error in table.errors.items():
+        if name in passed_over:
+            warn_once(name, f"is {passed_over[name]!r} in another case, and that one counts")
+        else:
+            yield error
 
 
 def _usable(path: str) -> bool:

@@ -31,6 +31,7 @@ from .internals import LazySettings, Settings, SourceMetadata
 from .layers import Refused, Revision
 from .reasons import reasons_of
 from .steps import Step
+from .validating import quieten
 from .values import copied
 
 _log = logging.getLogger("etcd_core.dynaconf")
@@ -73,7 +74,7 @@ class Rejection:
     Attributes:
         revision: The store's revision.
         reasons: Why; values are masked.
-        since: Unix time.
+        since: Unix time of the first refusal since a revision was accepted.
     """
 
     revision: int
@@ -154,19 +155,36 @@ class Live:
         try:
             step = self._apply(settings, revision)
         except Exception as exc:  # a file, a hook or a validator of the user may raise anything
-            self.refuse(revision.number, reasons_of(exc, revision, self.accepted))
+            self.refuse(revision.number, reasons_of(exc, revision, self.accepted, settings))
             return True
-        with self._decided:
-            self.accepted = revision
-            self.rejected = None
-            self._decided.notify_all()
+        self._accept(revision)
         self._announce(step)
         return True
+
+    def _accept(self, revision: Revision) -> None:
+        with self._decided:
+            self.accepted = revision
+            refused, self.rejected = self.rejected, None
+            self._decided.notify_all()
+        if refused is not None:
+            why = f"revision {refused.revision} was refused"
+            _log.warning(
+                "dynaconf: revision %d of %r is accepted; before: %s",
+                revision.number,
+                self.feed.options.name,
+                why,
+                extra=fields(
+                    Event.CONFIG_RESTORED,
+                    name=self.feed.options.name,
+                    revision=revision.number,
+                    reason=why,
+                ),
+            )
 
     def read_again(self) -> None:
         """Read etcd anew for settings that do not follow it; keep what is known if that fails."""
         try:
-            self.accepted = self.feed.read()
+            revision = self.feed.read()
         except Refused as exc:
             self.refuse(self.accepted.number, exc.reasons)
         except EtcdError as exc:
@@ -179,30 +197,35 @@ class Live:
                 ),
             )
         else:
-            self.rejected = None
+            self._accept(revision)
 
     def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
-        """Keep the last good revision and tell."""
-        rejection = Rejection(number, reasons, time.time())
+        """Keep the last good revision and tell; the log says the same thing once."""
         with self._decided:
-            self.rejected = rejection
+            before = self.rejected
+            since = time.time() if before is None else before.since
+            self.rejected = rejection = Rejection(number, reasons, since)
             self._decided.notify_all()
+        if before is None or before.reasons != reasons:
+            self._log_refusal(rejection)
+        self.feed.announce(
+            lambda: send(config_rejected, self.sender, revision=number, reasons=rejection.reasons)
+        )
+
+    def _log_refusal(self, rejection: Rejection) -> None:
         _log.warning(
             "dynaconf: revision %d of %r is refused, revision %d stays: %s",
-            number,
+            rejection.revision,
             self.feed.options.name,
             self.accepted.number,
-            "; ".join(reasons),
+            "; ".join(rejection.reasons),
             extra=fields(
                 Event.CONFIG_REJECTED,
                 name=self.feed.options.name,
-                revision=number,
+                revision=rejection.revision,
                 kept=self.accepted.number,
-                reasons=reasons,
+                reasons=rejection.reasons,
             ),
-        )
-        self.feed.announce(
-            lambda: send(config_rejected, self.sender, revision=number, reasons=rejection.reasons)
         )
 
     def wait_for(self, number: int, timeout: float | None) -> bool:
@@ -327,6 +350,7 @@ class _Build:
         new.validators.extend(old.validators)
         internals.validate(new, like=old)
         self._check_lazy(new)
+        quieten(new)
         return new
 
     def _run_missed_hooks(self, new: Settings) -> None:

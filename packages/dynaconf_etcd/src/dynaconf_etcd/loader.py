@@ -8,7 +8,6 @@ so it leaves no thread and no channel behind there.
 from __future__ import annotations
 
 import weakref
-from typing import Final
 
 from dynaconf.utils.parse_conf import parse_conf_data
 
@@ -18,9 +17,8 @@ from .internals import LazySettings, Settings, SourceMetadata
 from .layers import MAIN, Refused, Revision
 from .live import Live, add, add_child, find, pinned
 from .reasons import reasons_of
+from .validating import quieten
 from .values import copied
-
-LOADER: Final = "etcd"
 
 
 def load(
@@ -72,7 +70,10 @@ def _known(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | N
 
 
 def _first(obj: Settings, lazy: LazySettings | None) -> tuple[Feed, Revision]:
-    feed = feed_for(options.read(obj))
+    chosen = options.read(obj)
+    if chosen.snapshot is not None:
+        snapshot_file.require_folder(chosen.snapshot)
+    feed = feed_for(chosen)
     try:
         revision = feed.first()
     except Refused as exc:
@@ -83,6 +84,7 @@ def _first(obj: Settings, lazy: LazySettings | None) -> tuple[Feed, Revision]:
     if feed.options.snapshot is not None:
         revision = _tried(obj, live, revision)
     add(obj, live)
+    quieten(obj)
     feed.follow(weakref.ref(live))
     if feed.options.watch:
         _when_running(feed)
@@ -105,7 +107,7 @@ def _tried(obj: Settings, live: Live, revision: Revision) -> Revision:
         saved = feed.saved()
         if saved is None:
             return revision  # Dynaconf's own validation is about to raise the same
-        reasons = reasons_of(exc, revision, saved)
+        reasons = reasons_of(exc, revision, saved, obj)
         feed.fall_back(saved, "; ".join(reasons))
         live.accepted = saved
         live.refuse(revision.number, reasons)
@@ -145,7 +147,7 @@ def _apply(
     tree = revision.tree(layer, separator, evaluate=evaluate)
     if key is not None:
         tree = {name: value for name, value in tree.items() if name == key.upper()}
-    source = SourceMetadata(LOADER, feed.source, env)
+    source = SourceMetadata(internals.LOADER, feed.source, env)
     store = internals.raw_store(obj)
     for name, value in tree.items():
         below = dict.get(store, name)

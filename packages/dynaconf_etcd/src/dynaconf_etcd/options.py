@@ -1,8 +1,8 @@
 """The options of the loader: their names, where they are looked up, and what they mean.
 
 Importing this module makes the names known to Dynaconf, as it knows ``REDIS_FOR_DYNACONF``: then
-``etcd={...}`` works as an argument, environment variables are parsed, ``from_env`` inherits them
-and ``as_dict`` leaves them out. No I/O, no thread.
+environment variables are parsed, ``from_env`` inherits them and ``as_dict`` leaves them out. The
+argument ``etcd={...}`` is ours; the setting ``ETCD`` is the program's, or django-etcd's. No I/O.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import dynaconf.base
 import dynaconf.default_settings
@@ -20,7 +20,10 @@ from dynaconf.base import Settings
 from etcd_core import Config, InvalidConfig, Tls
 from etcd_core.keys import require_name
 
+from . import internals
+
 TABLE: Final = "ETCD_FOR_DYNACONF"
+_ENDING: Final = "_FOR_DYNACONF"
 
 _CONFIG_OPTIONS: Final = tuple(
     entry.name for entry in dataclasses.fields(Config) if entry.name != "lease_pool"
@@ -67,16 +70,53 @@ def option_name(option: str) -> str:
     return f"ETCD_{option.upper()}_FOR_DYNACONF"
 
 
+class _Unabridged(str):
+    """A name of Dynaconf's that has no short form.
+
+    Dynaconf would take any argument ``ETCD`` for :data:`TABLE`, and pass over that one: but in a
+    Django settings module ``ETCD`` is django-etcd's. It looks for names with this ending only.
+    """
+
+    __slots__ = ()
+
+    def endswith(self, suffix: Any, /, *bounds: Any) -> bool:
+        """Answer as str does, but deny the ending that makes short forms."""
+        return suffix != _ENDING and str.endswith(self, suffix, *bounds)
+
+
 def register() -> None:
     """Make the names known to Dynaconf. Idempotent."""
-    for name in (TABLE, *map(option_name, OPTION_NAMES)):
+    for name in _names():
         if name not in dynaconf.base.UPPER_DEFAULT_SETTINGS:
-            dynaconf.base.UPPER_DEFAULT_SETTINGS.append(name)
+            dynaconf.base.UPPER_DEFAULT_SETTINGS.append(_Unabridged(name))
         if hasattr(dynaconf.base, "_INTERNAL_KEYS"):
             dynaconf.base._INTERNAL_KEYS.add(name)
             dynaconf.base._is_key_internal.cache_clear()
         if not hasattr(dynaconf.default_settings, name):
             setattr(dynaconf.default_settings, name, None)
+
+
+def adopt(settings: Settings) -> None:
+    """Take over the arguments in lower case, such as ``etcd={...}``.
+
+    Dynaconf stored them as settings of the program's. The long name counts before the short one.
+    """
+    defaults = internals.defaults(settings)
+    for name in _names():
+        short = name.removesuffix(_ENDING)
+        given = defaults.pop(short.lower(), None)
+        if given is not None:
+            if defaults.get(short) is given:
+                del defaults[short]  # FlaskDynaconf passes each argument in upper case as well
+            internals.withdraw_argument(settings, short, defaults.get(short))
+            if settings.get(name) is None:
+                defaults[name] = given
+                internals.put(settings, name, given)
+        internals.reveal(settings, name)
+
+
+def _names() -> tuple[str, ...]:
+    return (TABLE, *map(option_name, OPTION_NAMES))
 
 
 def read(settings: Settings) -> Options:
@@ -87,6 +127,7 @@ def read(settings: Settings) -> Options:
     Raises:
         InvalidConfig: They are unusable.
     """
+    adopt(settings)
     given = _table(settings)
     for option in OPTION_NAMES:
         value = _single(settings, option_name(option))
@@ -95,9 +136,18 @@ def read(settings: Settings) -> Options:
     if "endpoints" not in given:
         raise InvalidConfig(
             f"dynaconf: no endpoints; set {TABLE} = {{'endpoints': [...], 'name': ...}}"
-            f" or {option_name('endpoints')}"
+            f" or {option_name('endpoints')}{_hint(settings)}"
         )
     return _options(given)
+
+
+def _hint(settings: Settings) -> str:
+    if not isinstance(settings.get("ETCD"), Mapping):
+        return ""
+    return (
+        ". There is a setting ETCD, which is not read here: it is the program's own, or"
+        f" django-etcd's; the loader's is called {TABLE}"
+    )
 
 
 def _table(settings: Settings) -> dict[str, object]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from etcd_core.leaves import leaf_path
+from etcd_core.masking import masked
 
 from . import internals
 from .internals import Settings, SourceMetadata
 from .layers import MAIN
 from .live import Live
-from .loader import LOADER
 from .state import live_of
+from .values import copied
 
-_SECRET = re.compile(r"pass|secret|token|credential|private|api_?key|auth|dsn", re.IGNORECASE)
-_MASK = "***"
 _MISSING = object()
 
 
@@ -101,7 +99,7 @@ def explain(settings: object, key: str) -> Explanation:
 
 def _providers(inside: Settings, live: Live, path: str) -> Iterator[Provider]:
     for source, values in internals.history(inside).items():
-        if source.loader == LOADER:
+        if source.loader == internals.LOADER:
             yield from _in_etcd(live, source, path, _separator(inside))
         elif source.loader.startswith("env"):
             yield from _in_environment(inside, source, path)
@@ -175,12 +173,4 @@ def _look_up_in(value: object, path: str) -> object:
 
 def shown(path: str, value: object) -> object:
     """Return a value as it may be shown: masked where its path or its form looks like a secret."""
-    if _SECRET.search(path):
-        return _MASK
-    if isinstance(value, dict):
-        return {key: shown(f"{path}.{key}", item) for key, item in dict.items(value)}
-    if isinstance(value, list):
-        return [shown(path, item) for item in list.__iter__(value)]
-    if isinstance(value, str) and re.search(r"://[^/\s]*:[^/\s]*@", value):
-        return _MASK  # a URL with credentials
-    return value
+    return masked(path, copied(value))

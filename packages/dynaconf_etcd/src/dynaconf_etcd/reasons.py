@@ -1,29 +1,111 @@
-"""Why a revision is refused, in words that hold no value from etcd. Pure functions."""
+"""Why a revision is refused, in words that hold no value from etcd and no secret. Pure functions.
+
+Only Dynaconf's own messages are shown, masked: what other code puts into an error may be a part of
+a value, shortened, escaped or in another case. Of such an error its type and its place are told.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Final
 
-from dynaconf.validator import ValidationError
+import dynaconf
+from dynaconf.validator import ValidationError, Validator
 
+from etcd_core.masking import MASK, masked
+
+from . import internals
+from .internals import Settings
 from .layers import Refused, Revision
 
-_SHOWN = frozenset({"", "true", "false", "none", "null"})
+_SHOWN: Final = frozenset({"", "true", "false", "none", "null"})
+_HIDDEN: Final = "***"
+_LEGIBLE: Final = 5
+"""Most characters of a secret in a row that a text may hold by chance."""
+
+_NOT_THE_USERS: Final = tuple(
+    os.path.join(os.path.realpath(folder), "")
+    for folder in (
+        os.path.dirname(dynaconf.__file__),
+        os.path.dirname(__file__),
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("purelib"),
+    )
+)
 
 
-def reasons_of(error: Exception, revision: Revision, accepted: Revision | None) -> tuple[str, ...]:
+def reasons_of(
+    error: Exception, revision: Revision, accepted: Revision | None, settings: Settings | None
+) -> tuple[str, ...]:
     """Return the reasons in an error that a build raised.
 
-    Messages of validators, hooks and parsers quote values, and a value may be a secret: every value
-    that the refused revision brought is masked.
+    Args:
+        error: What was raised.
+        revision: What is refused: every value that it brought is masked.
+        accepted: What is shown so far.
+        settings: What is shown so far, files and environment included: its secrets are masked.
     """
     if isinstance(error, Refused):
         return error.reasons
-    text = _masked(str(error), _new_values(revision, accepted))
+    secrets = set(_secrets_in_leaves(revision))
+    if settings is not None:
+        secrets |= secrets_in(settings)
+    return (hidden(told(error), _new_values(revision, accepted), secrets),)
+
+
+def told(error: Exception) -> str:
+    """Return what may be told of an error, still to be masked."""
     if isinstance(error, ValidationError):
-        return (text,)
-    return (f"{type(error).__name__}: {text}",)
+        return str(error)
+    kind = type(error).__name__
+    if kind == "TOMLDecodeError":
+        return f"{kind}: {error}"  # of a file; it tells a line and quotes nothing
+    path, place = _whereabouts(error)
+    faults = _faults_of(error)
+    text = f"{path}: {kind}" if path else kind
+    if faults:
+        text += f" ({', '.join(faults)})"
+    return f"{text} at {place}" if place else text
+
+
+def _faults_of(error: Exception) -> list[str]:
+    """Return places and types of the faults in an error of pydantic's; its messages quote input."""
+    try:
+        listed = error.errors(include_input=False, include_url=False, include_context=False)  # type: ignore[attr-defined]
+        return [
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), str(each["type"]))))
+            for each in listed
+        ]
+    except Exception:  # it has no such method, or another one of that name
+        return []
+
+
+def _whereabouts(error: Exception) -> tuple[str, str]:
+    """Return the setting that was validated, and the line of the program's that raised."""
+    path = place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if validated := _validated_in(trace.tb_frame):
+            path, place = validated, ""
+        file = os.path.realpath(code.co_filename)
+        if not file.startswith(_NOT_THE_USERS) and os.path.isabs(code.co_filename):
+            place = f"{os.path.basename(file)}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return path, place
+
+
+def _validated_in(frame: FrameType) -> str:
+    if frame.f_code.co_name not in ("_validate_names", "_validate_items"):
+        return ""
+    name = frame.f_locals.get("name")
+    return name if isinstance(frame.f_locals.get("self"), Validator) and name else ""
+
+
+# -- values ------------------------------------------------------------------------------------
 
 
 def _new_values(revision: Revision, accepted: Revision | None) -> set[str]:
@@ -32,25 +114,118 @@ def _new_values(revision: Revision, accepted: Revision | None) -> set[str]:
         known = accepted.leaves(layer) if accepted is not None else {}
         for path, leaf in table.found.items():
             if path not in known or known[path].raw != leaf.raw:
-                values.update(_texts(leaf.value))
-    return values - _SHOWN
+                values.update(texts_of(leaf.value))
+    return values
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_of(value: object) -> Iterator[str]:
+    """Yield a raw value and all values in it as an error may quote them."""
     if isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-        yield str(value)
+        for item in dict.values(value):
+            yield from texts_of(item)
+        yield dict.__repr__(value)
     elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-        yield str(value)
+        for item in list.__iter__(value):
+            yield from texts_of(item)
+        yield list.__repr__(value)
     elif not isinstance(value, bool):
         yield str(value)
 
 
-def _masked(text: str, values: set[str]) -> str:
-    # Longest first, so that no part of a value is left over.
-    for value in sorted(values, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", text)
-    return text
+def _secrets_in_leaves(revision: Revision) -> Iterator[str]:
+    for table in revision.tables.values():
+        for path, leaf in table.found.items():
+            yield from _secrets_in(path, leaf.value)
+
+
+def secrets_in(settings: Settings) -> set[str]:
+    """Return the values in a settings object that look like secrets, wherever they come from."""
+    secrets: set[str] = set()
+    for name, value in list(dict.items(internals.raw_store(settings))):
+        secrets.update(_secrets_in(name.lower(), value))
+    return secrets
+
+
+def _secrets_in(path: str, value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in dict.items(value) if isinstance(value, dict) else value.items():
+            yield from _secrets_in(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for item in list.__iter__(value) if isinstance(value, list) else value:
+            yield from _secrets_in(path, item)
+    elif value is not None and not isinstance(value, (bool, internals.Lazy)):
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        if masked(path, text) == MASK:
+            yield text
+
+
+# -- masking -----------------------------------------------------------------------------------
+
+
+def hidden(text: str, values: Iterable[str], secrets: Iterable[str]) -> str:
+    """Return ``text`` without the values, and without any part of the secrets worth knowing."""
+    marks = [False] * len(text)
+    lowered = _lowered(text)
+    known = {_lowered(form) for value in values for form in _forms(value)}
+    for form in known - _SHOWN:
+        _mark(marks, lowered, form, whole_words=len(form) <= _LEGIBLE)
+    for form in {_lowered(form) for secret in secrets for form in _forms(secret)} - _SHOWN:
+        if len(form) <= _LEGIBLE:
+            _mark(marks, lowered, form, whole_words=True)
+    _mark_parts(marks, lowered, secrets)
+    return _struck_out(text, marks)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield the ways in which a text is usually quoted; case is dealt with elsewhere."""
+    yield value
+    yield repr(value)[1:-1]
+    yield repr(repr(value))[1:-1]
+    yield value.encode("unicode_escape").decode("ascii")
+    yield value.upper()
+    yield value.casefold()
+
+
+def _lowered(text: str) -> str:
+    """Lower the case and keep every character in its place."""
+    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+def _mark(marks: list[bool], text: str, form: str, *, whole_words: bool) -> None:
+    start = text.find(form)
+    while start >= 0:
+        end = start + len(form)
+        if not (whole_words and _in_a_word(text, start, end)):
+            marks[start:end] = [True] * (end - start)
+        start = text.find(form, start + 1)
+
+
+def _in_a_word(text: str, start: int, end: int) -> bool:
+    around = text[start - 1 : start] + text[end : end + 1]
+    return any(char.isalnum() or char == "_" for char in around)
+
+
+def _mark_parts(marks: list[bool], text: str, secrets: Iterable[str]) -> None:
+    """Mark whatever the text has in common with a secret, if that is long enough to tell."""
+    size = _LEGIBLE + 1
+    windows = {text[start : start + size] for start in range(len(text) - size + 1)}
+    shared: set[str] = set()
+    for secret in secrets:
+        for form in map(_lowered, _forms(secret)):
+            shared.update(
+                form[start : start + size]
+                for start in range(len(form) - size + 1)
+                if form[start : start + size] in windows
+            )
+    for part in shared:
+        _mark(marks, text, part, whole_words=False)
+
+
+def _struck_out(text: str, marks: list[bool]) -> str:
+    shown: list[str] = []
+    for char, mark in zip(text, marks, strict=True):
+        if not mark:
+            shown.append(char)
+        elif not shown or shown[-1] != _HIDDEN:
+            shown.append(_HIDDEN)
+    return "".join(shown)

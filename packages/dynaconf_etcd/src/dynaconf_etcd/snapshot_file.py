@@ -15,6 +15,7 @@ import tempfile
 from types import MappingProxyType
 from typing import Final
 
+from etcd_core import InvalidConfig
 from etcd_core.mirror import Entry, View
 from etcd_core.snapshot import LeafDecoder
 
@@ -28,6 +29,17 @@ class Damaged(Exception):
     """The file is not a snapshot of this configuration, or not a whole one."""
 
 
+def require_folder(path: str) -> None:
+    """Check that the file's folder is there: to make one would make a misspelt one too.
+
+    Raises:
+        InvalidConfig: It is not.
+    """
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise InvalidConfig(f"dynaconf: the folder {folder} of the option snapshot does not exist")
+
+
 def save(path: str, revision: Revision) -> None:
     """Write a revision, durably, unless the file holds it already or a newer one.
 
@@ -39,7 +51,6 @@ def save(path: str, revision: Revision) -> None:
     body = _body(revision)
     text = json.dumps({"checksum": _checksum(body), "body": body}, separators=(",", ":"))
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     # mkstemp makes it readable by the owner only.
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
     try:

@@ -56,7 +56,7 @@ class Step:
         old: dict[str, object] = {}
         new: dict[str, object] = {}
         for name in dict.keys(before) | dict.keys(after):
-            if name in internals.INTERNAL_NAMES:
+            if name in internals.internal_names():
                 continue
             one, other = dict.get(before, name, _MISSING), dict.get(after, name, _MISSING)
             if not same(one, other):

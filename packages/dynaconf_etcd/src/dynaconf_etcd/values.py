@@ -89,9 +89,7 @@ def tree_of(tables: Mapping[str, object], separator: str, *, evaluate: bool) -> 
     """
     tree: dict[str, object] = {}
     for name, value in tables.items():
-        top, *below = name.split(separator) if separator else [name]
-        if not all((top, *below)):
-            top, below = name, []
+        top, *below = _split(name, separator)
         if is_reserved(top):
             warn_once(name, "is a name of Dynaconf's own; ignored")
             continue
@@ -108,6 +106,17 @@ def _merged(one: dict[str, object], other: object) -> object:
     from etcd_core.leaves import overlay
 
     return overlay(one, other) if isinstance(other, dict) else other
+
+
+def _split(name: str, separator: str) -> list[str]:
+    parts = name.split(separator) if separator else [name]
+    return parts if all(parts) else [name]
+
+
+def is_ignored(path: str, separator: str) -> bool:
+    """Tell whether a setting at this path is not taken from etcd."""
+    name, *below = path.split(".")
+    return is_reserved(_split(name, separator)[0]) or not MERGE_MARKS.isdisjoint(below)
 
 
 def is_reserved(top: str) -> bool:

@@ -29,6 +29,7 @@ from .layers import MAIN, Refused, Revision
 from .live import Live
 from .reasons import reasons_of
 from .state import live_of
+from .values import is_ignored
 
 
 def write(
@@ -54,7 +55,8 @@ def write(
         The revision that the settings show from now on.
 
     Raises:
-        InvalidArgument: The values cannot be stored, or these settings would refuse them.
+        InvalidArgument: The values cannot be stored, these settings would refuse them, or they
+            would never be seen: names of Dynaconf's own are ignored when they come from etcd.
         Conflict: Somebody changed one of these settings since they were loaded here; nothing was
             written. Try again when the change has arrived.
         RequestTimeout: They are written, but were not seen here in time.
@@ -64,6 +66,8 @@ def write(
     Example:
         >>> write(settings, {"server.port": 9090})
     """
+    if not isinstance(values, Mapping):
+        raise InvalidArgument(f"write: a mapping is needed, not {type(values).__name__}")
     return _change(settings, flatten(values), (), env, timeout)
 
 
@@ -90,6 +94,8 @@ def delete(
     Raises:
         EtcdError: As :func:`write`.
     """
+    if not isinstance(key, Iterable) or isinstance(key, (bytes, Mapping)):
+        raise InvalidArgument(f"delete: a path or several are needed, not {type(key).__name__}")
     keys = [key] if isinstance(key, str) else list(key)
     return _change(settings, {}, [leaf_path(each) for each in keys], env, timeout)
 
@@ -109,6 +115,7 @@ def _change(
     deadline = None if seconds is None else time.monotonic() + seconds
     layer = _layer_of(live, env)
     base = live.accepted
+    _refuse_ignored(live, values)
     wanted = _wanted(base, layer, values, tuple(doomed))
     if wanted == dict(base.view.entries):
         return base.number
@@ -131,10 +138,20 @@ def _change(
     return number
 
 
+def _refuse_ignored(live: Live, paths: Iterable[str]) -> None:
+    inside = live.settings
+    separator = (inside and inside.get("NESTED_SEPARATOR_FOR_DYNACONF")) or ""
+    for path in paths:
+        if is_ignored(path, separator):
+            raise InvalidArgument(f"write: {path!r} is a name of Dynaconf's own; it would be lost")
+
+
 def _layer_of(live: Live, env: str | None) -> str:
     inside = live.settings
     if env is None or inside is None:
         return MAIN
+    if not isinstance(env, str):
+        raise InvalidArgument(f"write: the environment must be a str, not {type(env).__name__}")
     name = env.strip().lower()
     if not name or "/" in name:
         raise InvalidArgument(f"write: {env!r} is no environment")
@@ -175,7 +192,7 @@ def _try_out(live: Live, base: Revision, wanted: dict[bytes, Entry]) -> None:
     try:
         live.build(inside, tried)
     except Exception as exc:  # a file, a hook or a validator of the user may raise anything
-        reasons = "; ".join(reasons_of(exc, tried, base))
+        reasons = "; ".join(reasons_of(exc, tried, base, inside))
         raise InvalidArgument(f"write: these settings would refuse it: {reasons}") from None
 
 
