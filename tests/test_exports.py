@@ -128,7 +128,7 @@ HOOKS_INTO_CELERY = CORE / "hosting" / "running.py"
 # A module imports only from rows above its own. Type annotations do not count.
 FLOORS = [
     {"events"},
-    {"errors", "forking", "signals"},
+    {"errors", "forking", "latch", "signals"},
     {"keys", "dispatch", "masking", "resolver", "taskrun", "telemetry", "vitals"},
     {"leaves", "config", "presence", "taskguard"},
     {"wire"},

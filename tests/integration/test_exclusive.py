@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from etcd_core import (
     Client,
+    EtcdError,
     LeaseLost,
+    Lock,
     LockTimeout,
     NotLeader,
+    PermissionDenied,
+    Unauthenticated,
     checkpoint,
     current_term,
     exclusive,
     leader_only,
     signals,
 )
+from etcd_core.taskguard import TaskGuard
 from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 
 
@@ -41,6 +48,132 @@ def make_client(etcd_server: EtcdServer, etcd_client: Client) -> Iterator[Callab
 
 def keys(server: EtcdServer, prefix: str) -> list[str]:
     return server.ctl("get", "--prefix", "--keys-only", prefix).split()
+
+
+def counted(client: Client) -> list[str]:
+    """Return a list that grows with every lock that ``client`` is asked for."""
+    tries: list[str] = []
+    lock = client.lock
+
+    def noted(key: str, *args: float | None) -> Lock:
+        tries.append(key)
+        return lock(key, *args)
+
+    client.lock = noted  # type: ignore[method-assign, assignment]
+    return tries
+
+
+@pytest.fixture(scope="module")
+def guarded_server() -> Iterator[EtcdServer]:
+    """An etcd with a user ``app`` that may do everything under ``/app/``."""
+    with EtcdServer(auth="correct-horse") as server:
+        server.ctl("user", "add", "app", "--interactive=false", input="first\n")
+        server.ctl("role", "add", "app")
+        server.ctl("role", "grant-permission", "app", "readwrite", "--prefix=true", "/app/")
+        server.ctl("user", "grant-role", "app", "app")
+        yield server
+
+
+class TestRefusedForGood:
+    """What etcd refuses is no outage: a job that is skipped for ever would hide it."""
+
+    @pytest.mark.parametrize("guard", [exclusive, leader_only])
+    @pytest.mark.parametrize("otherwise", ["skip", "raise", "wait"])
+    @pytest.mark.parametrize(
+        ("password", "error"), [("first", PermissionDenied), ("wrong", Unauthenticated)]
+    )
+    def test_it_is_raised(
+        self,
+        guarded_server: EtcdServer,
+        guard: Callable[..., TaskGuard[None]],
+        otherwise: str,
+        password: str,
+        error: type[EtcdError],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        skips: list[object] = []
+
+        def note(sender: object, **_: object) -> None:
+            skips.append(sender)
+
+        with (
+            Client(
+                endpoints=[guarded_server.endpoint],
+                username="app",
+                password=password,
+                prefix="/other",
+            ) as client,
+            signals.task_skipped.connected_to(note),
+        ):
+            task = guard("job", client=client, otherwise=otherwise)(lambda: 1)
+            for _ in range(2):
+                with pytest.raises(error):
+                    task()
+        assert skips == []
+        assert "skipped" not in caplog.text
+        # One name of the operation, in one line.
+        told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(told) == (guard is leader_only)
+        assert all(line.count("campaign in election") == 1 for line in told)
+        assert password not in caplog.text or password == "first"
+
+
+class TestOutageLog:
+    def test_one_line_for_all_guards(
+        self,
+        etcd_server: EtcdServer,
+        make_client: Callable[..., Client],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            client = make_client(endpoints=[proxy.endpoint], timeout=1.2)
+            proxy.refuse()
+            tasks = [
+                guard(name, client=client)(lambda: 1)
+                for name in ("one", "two")
+                for guard in (exclusive, leader_only)
+            ]
+            assert [task() for task in tasks] == [None] * 4
+            proxy.refuse(False)
+            for task in tasks:
+                eventually(task, timeout=20)
+        told = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert [r.etcd_event for r in told] == [
+            "connection.lost",
+            "tasks.suspended",
+            "connection.restored",
+            "tasks.resumed",
+        ]
+
+    @pytest.mark.slow
+    def test_a_leadership_that_is_lost_and_won_again(
+        self,
+        etcd_server: EtcdServer,
+        make_client: Callable[..., Client],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            client = make_client(endpoints=[proxy.endpoint], timeout=2.0)
+            task = leader_only("job", client=client, ttl=1)(lambda: 1)
+            assert task() == 1
+            proxy.refuse()
+            proxy.reset()
+            eventually(lambda: not client.connected, timeout=20)
+            candidate = client.candidate("other")
+            assert candidate.wait_for_answer(20)
+            eventually(lambda: task() is None, timeout=20)
+            proxy.refuse(False)
+            eventually(task, timeout=20)
+            assert candidate.wait(20)
+        told = [r.etcd_event for r in caplog.records if r.levelno >= logging.WARNING]
+        assert sorted(told) == [
+            "connection.lost",
+            "connection.restored",
+            "leadership.lost",
+            "leadership.regained",
+            "tasks.resumed",
+            "tasks.suspended",
+        ]
 
 
 class TestExclusive:
@@ -134,6 +267,56 @@ class TestExclusive:
             with pytest.raises(ConnectionError):
                 exclusive("job", client=client, otherwise="raise")(lambda: 1)()
         assert reasons == ["unreachable"]
+
+    def test_a_wait_lasts_through_an_outage(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            proxy.refuse()
+            client = make_client(endpoints=[proxy.endpoint], timeout=0.2)
+            tries = counted(client)
+            guard = exclusive("job", client=client, otherwise="wait", wait=60)
+
+            @guard
+            async def in_a_loop() -> str:
+                return "ran"
+
+            with ThreadPoolExecutor() as pool:
+                calls = [pool.submit(guard(lambda: "ran")), pool.submit(asyncio.run, in_a_loop())]
+                eventually(lambda: len(tries) >= 6, timeout=30)
+                proxy.refuse(False)
+                assert [call.result(30) for call in calls] == ["ran", "ran"]
+
+    def test_a_wait_ends_with_the_outage_s_error(
+        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            proxy.refuse()
+            client = make_client(endpoints=[proxy.endpoint], timeout=0.2)
+            tries = counted(client)
+            started = time.monotonic()
+            with pytest.raises(ConnectionError):
+                exclusive("job", client=client, otherwise="wait", wait=1.5)(lambda: 1)()
+            assert 1.4 < time.monotonic() - started < 10
+            assert len(tries) > 1
+
+    def test_a_place_that_was_lost_is_taken_anew(
+        self, etcd_client: Client, etcd_server: EtcdServer, make_client: Callable[..., Client]
+    ) -> None:
+        guard = exclusive("job", client=make_client(), otherwise="wait", wait=60)
+        queue = f"{etcd_client.prefix}/locks/job/"
+        with ThreadPoolExecutor() as pool:
+            with etcd_client.lock("job") as lock:
+                call = pool.submit(guard(lambda: 1))
+
+                def second() -> str | None:
+                    found = [key for key in keys(etcd_server, queue) if key != lock.etcd_key]
+                    return found[0] if found else None
+
+                first_place = eventually(second)
+                etcd_server.ctl("lease", "revoke", first_place.rsplit("/", 1)[1])
+                eventually(lambda: (second() or first_place) != first_place, timeout=20)
+            assert call.result(30) == 1
 
     def test_a_cancelled_wait_leaves_no_lock(
         self, etcd_client: Client, etcd_server: EtcdServer, make_client: Callable[..., Client]
@@ -266,6 +449,28 @@ class TestOnLost:
             await asyncio.sleep(0)
 
         asyncio.run(main())
+
+    def test_a_slow_receiver_holds_no_cancellation_up(
+        self, etcd_server: EtcdServer, etcd_client: Client
+    ) -> None:
+        """A task that goes on beside the new owner does the harm that the lock is there for."""
+        go_on = threading.Event()
+
+        def block(sender: object, **_: object) -> None:
+            go_on.wait(20)
+
+        async def task() -> None:
+            etcd_server.delete_prefix(f"{etcd_client.prefix}/locks/job/")
+            await asyncio.sleep(20)
+
+        guarded = exclusive("job", client=etcd_client, on_lost="cancel")(task)
+        began = time.monotonic()
+        with signals.lock_lost.connected_to(block):
+            with pytest.raises(LeaseLost):
+                asyncio.run(guarded())
+            took = time.monotonic() - began
+            go_on.set()
+        assert took < 15
 
     def test_closing_the_client_ends_the_term(self, etcd_client: Client) -> None:
         @leader_only("job", client=etcd_client, on_lost="raise")

@@ -12,13 +12,15 @@ import pytest
 from etcd_core import (
     Client,
     ClosedError,
+    ConnectionFailed,
+    EtcdError,
     InvalidArgument,
     LeaseLost,
     Lock,
     LockTimeout,
     signals,
 )
-from etcd_core.testing import EtcdServer, RpcCounter, eventually
+from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 from witness import keys_under, lease_ids, revision
 
 
@@ -276,9 +278,149 @@ def test_bad_ttls_are_refused(client: Client, counter: RpcCounter, ttl: float) -
         client.lock("a", ttl=ttl)
 
 
-def test_bad_timeout_is_refused(client: Client, counter: RpcCounter) -> None:
-    with counter.expect(), pytest.raises(InvalidArgument, match="timeout"):
-        client.lock("a", timeout=-1)
+@pytest.mark.parametrize("timeout", [-1, -0.5, float("nan"), "5", True, [1]])
+def test_bad_timeouts_are_refused(client: Client, counter: RpcCounter, timeout: float) -> None:
+    with counter.expect():
+        for call in (client.lock, client.try_lock):
+            with pytest.raises(InvalidArgument, match="lock 'a': timeout must be"):
+                call("a", timeout=timeout)
+        with pytest.raises(InvalidArgument, match="campaign in election 'a': timeout must be"):
+            client.campaign("a", "me", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", True])
+def test_bad_timeouts_of_any_call(client: Client, counter: RpcCounter, timeout: float) -> None:
+    with counter.expect(), pytest.raises(InvalidArgument, match="timeout must be"):
+        client.config_source("a").load(timeout=timeout)
+
+
+@pytest.mark.parametrize("how", ["refused", "black hole"])
+def test_the_timeout_is_kept_while_etcd_is_away(
+    proxy: FaultProxy, make_client: Callable[..., Client], how: str
+) -> None:
+    client = make_client(proxy.endpoint, timeout=30.0)
+    client.lock("a").unlock()
+    if how == "refused":
+        proxy.refuse()
+        proxy.reset()
+    else:
+        proxy.hold()
+    calls = (
+        lambda seconds: client.lock("a", timeout=seconds),
+        lambda seconds: client.campaign("a", "me", timeout=seconds),
+    )
+    for call in calls:
+        for seconds in (0, 0.6):
+            started = time.monotonic()
+            with pytest.raises(ConnectionFailed):
+                call(seconds)
+            assert time.monotonic() - started < 6
+    proxy.heal()
+
+
+def test_the_timeout_is_for_joining_and_waiting_together(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etcd_core.contender import Contender
+
+    join, wait = Contender.join, Contender.wait
+    waits: list[float | None] = []
+
+    def slow_join(self: Contender, within: float | None = None) -> None:
+        join(self, within)
+        time.sleep(0.2)
+
+    def noted_wait(self: Contender, timeout: float | None) -> None:
+        waits.append(timeout)
+        wait(self, timeout)
+
+    monkeypatch.setattr(Contender, "join", slow_join)
+    monkeypatch.setattr(Contender, "wait", noted_wait)
+    with client.lock("a"), pytest.raises(LockTimeout, match=r"within 0\.5 s"):
+        client.lock("a", timeout=0.5)
+    assert waits[0] is None
+    assert waits[1] is not None
+    assert 0 <= waits[1] <= 0.3
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_what_was_given_up_in_an_outage_is_taken_back_after_it(
+    client: Client,
+    etcd_server: EtcdServer,
+    proxy: FaultProxy,
+    make_client: Callable[..., Client],
+    queued: bool,
+) -> None:
+    other = make_client(proxy.endpoint)
+    other.lock("warm", ttl=600).unlock()
+    with client.lock("a", ttl=600) as lock:
+        if queued:
+            waiter = Caller(lambda: other.lock("a", ttl=600, timeout=2.0))
+            eventually(lambda: _waiters(client, "a") == 2)
+            proxy.hold()
+        else:
+            proxy.hold()
+            waiter = Caller(lambda: other.lock("a", ttl=600, timeout=0.5))
+        assert isinstance(waiter.error(), LockTimeout if queued else ConnectionFailed)
+        proxy.heal()
+        # Long before their TTL.
+        eventually(lambda: _waiters(client, "a") == 1, timeout=20)
+        eventually(lambda: other.scope()._held == {}, timeout=20)
+        assert _waiters(client, "a") == 1
+        assert lock.held
+
+
+def test_an_interrupted_join_leaves_no_key_behind_a_close(
+    client: Client, etcd_server: EtcdServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etcd_core.contender import Contender
+
+    transact = Contender._transact
+
+    def interrupted(self: Contender, *args: object, **kwargs: object) -> None:
+        transact(self, *args, **kwargs)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    client.lock("a").unlock()
+    monkeypatch.setattr(Contender, "_transact", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.lock("a")
+    client.close()
+    assert keys_under(etcd_server, prefix) == []
+
+
+def test_what_gave_up_returns_its_lease(client: Client, counter: RpcCounter) -> None:
+    with client.lock("a"):
+        for _ in range(2):
+            with pytest.raises(LockTimeout):
+                client.lock("a", timeout=0)
+        counter.reset()
+        with pytest.raises(LockTimeout):
+            client.lock("a", timeout=0)
+        assert counter.counts["Txn"] == 2
+        assert not {"LeaseGrant", "LeaseRevoke"} & set(counter.counts)
+
+
+class Caller:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except EtcdError as exc:
+            self._error = exc
+
+    def error(self) -> BaseException | None:
+        """Wait for the end."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return self._error
 
 
 def test_closed_client(client: Client) -> None:

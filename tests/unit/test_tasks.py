@@ -220,6 +220,17 @@ class TestRefusing:
         with pytest.raises(InvalidArgument, match="set_default_client"):
             asyncio.run(report_async("mon"))
 
+    @pytest.mark.parametrize("source", ["127.0.0.1:2379", 5, ["h:1"]])
+    def test_what_is_no_client_is_refused_at_once(self, source: Client) -> None:
+        with pytest.raises(InvalidArgument, match="set_default_client: give a Client or a func"):
+            set_default_client(source)
+        for guard in (leader_only, exclusive):
+            with pytest.raises(InvalidArgument, match="'unit': give a Client or a function"):
+                guard("unit", client=source)
+            task = guard("unit", client=lambda: source)(lambda: 1)
+            with pytest.raises(InvalidArgument, match="'unit': no Client was returned but"):
+                task()
+
     def test_the_client_is_looked_up_at_call_time(self) -> None:
         asked: list[int] = []
 

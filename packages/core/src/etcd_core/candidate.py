@@ -14,7 +14,7 @@ from . import forking
 from .contender import Contender
 from .election import Candidacy, Election, Term
 from .engine import Scope
-from .errors import ClosedError, EtcdError, LeaseLost
+from .errors import OUTAGE, ClosedError, EtcdError, LeaseLost
 from .events import Event, fields
 from .vitals import ElectionVitals, track
 from .wire.channel import Backoff
@@ -49,6 +49,9 @@ class Candidate:
         self._election: Election | None = None
         self._answers = 0
         self._error: EtcdError | None = None
+        # What of it the log has told, so that it tells the end too.
+        self._told_failing = False
+        self._lost_at: float | None = None
         self._stopping = threading.Event()
         scope.hold(self, self._candidacy.what)
         forking.track(self)
@@ -181,26 +184,70 @@ class Candidate:
             self._contender = None
             self._election = election
         self._answered(None)
+        self._tell_regained(election)
         if self._stopping.is_set():
-            election.resign(timeout=_CLOSE_SECONDS)
+            self._leave(election)
         election.done.wait()
         with self._changed:
             self._election = None
+        if election.lost_reason is not None:
+            self._lost_at = time.monotonic()
+        self._leave(election)
+
+    def _leave(self, election: Election) -> None:
         # After a loss too: a key that somebody overwrote would stand before our next one for ever.
-        election.resign(timeout=_CLOSE_SECONDS)
+        try:
+            election.resign(timeout=_CLOSE_SECONDS)
+        except ClosedError:
+            raise
+        except EtcdError as exc:
+            _log.debug("%s: the former key is left to expire: %s", self._candidacy.what, exc)
 
     def _answered(self, error: EtcdError | None) -> None:
         with self._changed:
             self._answers += 1
             self._error = error
             self._changed.notify_all()
+        if error is None and self._told_failing:
+            self._told_failing = False
+            _log.warning(
+                "%s: joined",
+                self._candidacy.what,
+                extra=fields(Event.CANDIDACY_RESTORED, election=self.key),
+            )
 
     def _failed(self, exc: EtcdError) -> None:
-        if self._error is None and not isinstance(exc, LeaseLost):
-            _log.warning(
-                "%s: %s; trying again",
-                self._candidacy.what,
-                exc,
-                extra=fields(Event.CANDIDACY_FAILING, election=self.key, reason=str(exc)),
-            )
+        self._tell_failing(exc)
         self._answered(exc)
+
+    def _tell_failing(self, exc: EtcdError) -> None:
+        if self._told_failing or isinstance(exc, LeaseLost):
+            return
+        what = self._candidacy.what
+        text = str(exc) if str(exc).startswith(what) else f"{what}: {exc}"
+        if isinstance(exc, OUTAGE) and not self._scope.engine.channel.connected:
+            # The channel has told of it, and will tell of its end.
+            _log.debug("%s; trying again", text)
+            return
+        self._told_failing = True
+        _log.warning(
+            "%s; trying again",
+            text,
+            extra=fields(Event.CANDIDACY_FAILING, election=self.key, reason=str(exc)),
+        )
+
+    def _tell_regained(self, election: Election) -> None:
+        if self._lost_at is None:
+            return
+        seconds, self._lost_at = time.monotonic() - self._lost_at, None
+        _log.warning(
+            "%s: leads again after %.1f s",
+            self._candidacy.what,
+            seconds,
+            extra=fields(
+                Event.LEADERSHIP_REGAINED,
+                election=self.key,
+                token=election.token,
+                seconds=seconds,
+            ),
+        )

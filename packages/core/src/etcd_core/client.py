@@ -362,7 +362,8 @@ class Client:
         """Wait for the lock and return it, held.
 
         Waiters are served in the order they came, across processes and languages. Joining the queue
-        is bounded by ``Config.timeout``; waiting for the holder by ``timeout``.
+        takes ``Config.timeout`` at most and counts as waiting; since it needs a request, half a
+        second is left for it even where ``timeout`` is less, so that 0 takes a free lock.
 
         A lease lock cannot stop a process that was paused for longer than its TTL: protect an
         outside resource with :attr:`Lock.token`.
@@ -370,11 +371,13 @@ class Client:
         Args:
             key: The lock's name.
             ttl: Seconds after which etcd frees the lock if this process dies; default 30.
-            timeout: Seconds to wait for the holder; None waits for ever.
+            timeout: Seconds to wait; None waits for the holder for ever.
 
         Raises:
-            InvalidArgument: ``key`` or ``ttl`` is unusable.
-            LockTimeout: Not acquired in time; our place in the queue is given up.
+            InvalidArgument: ``key``, ``ttl`` or ``timeout`` is unusable.
+            ConnectionFailed: etcd could not be reached to join the queue.
+            LockTimeout: Somebody else had it all the time; our place in the queue is given up, in
+                the background where etcd does not answer.
             LeaseLost: The lease died while waiting.
             EtcdError: etcd could not be reached or refused.
 
@@ -403,10 +406,12 @@ class Client:
             key: The election's name.
             identity: What observers see while this process leads.
             ttl: Seconds after which etcd ends the leadership if this process dies; default 15.
-            timeout: Seconds to wait; None waits for ever.
+            timeout: Seconds to wait, as :meth:`lock`; None waits for the leader for ever.
 
         Raises:
-            CampaignTimeout: Not won in time.
+            InvalidArgument: An argument is unusable.
+            ConnectionFailed: etcd could not be reached to join the election.
+            CampaignTimeout: Somebody else led all the time.
             LeaseLost: The lease died while waiting.
             EtcdError: etcd could not be reached or refused.
         """

@@ -157,9 +157,7 @@ class Contender:
         if self._unsettled:
             lease.taint()
         if self._create_revision or lease.tainted:
-            departure = _Departure(
-                self._scope, lease, self._key, self._create_revision, self._ttl
-            )
+            departure = _Departure(self._scope, lease, self._key, self._create_revision, self._ttl)
             departure.begin()
             return departure
         # Nothing was put, so with room in the pool this costs no request.

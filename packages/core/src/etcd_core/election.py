@@ -26,6 +26,7 @@ from .lease import normalise_ttl
 from .ownership import Compare, Owned, Ownership
 from .vitals import ElectionVitals, track
 from .wire import messages as pb
+from .wire.channel import check_timeout
 from .wire.rpc import OWN_TXN
 
 _log = logging.getLogger("etcd_core.election")
@@ -199,6 +200,9 @@ class Election(Owned):
         try:
             self.resign()
         except EtcdError as exc:
+            if self._told_already:
+                _log.debug("election %r, which was lost, is left to expire: %s", self._key, exc)
+                return
             _log.warning(
                 "election %r is left to expire: %s",
                 self._key,
@@ -297,13 +301,11 @@ def campaign(
 ) -> Election:
     """Wait until this process leads; see :meth:`Client.campaign`."""
     candidacy = Candidacy.check(scope, key, identity, ttl)
-    if timeout is not None and (isinstance(timeout, bool) or timeout < 0):
-        raise InvalidArgument(f"{candidacy.what}: timeout must be None or >= 0 s, not {timeout!r}")
+    check_timeout(candidacy.what, timeout)
     track(candidacy)
     with candidacy.contender() as contender:
-        contender.join()
         try:
-            contender.wait(timeout)
+            contender.acquire(timeout)
         except TurnTimeout:
             message = f"{candidacy.what}: not won within {timeout} s{contender.holder}"
             raise CampaignTimeout(message) from None

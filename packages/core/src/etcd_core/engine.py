@@ -51,6 +51,7 @@ class Engine:
         self.config = config
         self.dispatcher = Dispatcher()
         self._announcements = self.dispatcher.strand("signals")
+        self.departures = self.dispatcher.strand("leaving queues")
         self._scopes: weakref.WeakSet[Scope] = weakref.WeakSet()
         self._scopes_lock = threading.Lock()
         self.channel = Channel(

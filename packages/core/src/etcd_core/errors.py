@@ -78,6 +78,10 @@ class OutcomeUnknown(EtcdError):
     outcome_unknown = True
 
 
+OUTAGE = (ConnectionFailed, RequestTimeout, OutcomeUnknown)
+"""What a call raises while etcd is away. Anything else is an answer, and waiting mends it not."""
+
+
 class Unauthenticated(EtcdError):
     """Wrong user name or password, or a token that a refresh could not mend."""
 

@@ -15,11 +15,12 @@ from . import signals
 from .config import Timeout
 from .contender import Contender, TurnTimeout
 from .engine import Scope
-from .errors import ClosedError, EtcdError, InvalidArgument, LeaseLost, LockTimeout
+from .errors import ClosedError, EtcdError, LeaseLost, LockTimeout
 from .events import Event, fields
 from .keys import lock_prefix, require_name
 from .lease import normalise_ttl
 from .ownership import Owned, Ownership
+from .wire.channel import check_timeout
 
 _log = logging.getLogger("etcd_core.lock")
 
@@ -100,6 +101,9 @@ class Lock(Owned):
         try:
             self.unlock()
         except EtcdError as exc:
+            if self._told_already:
+                _log.debug("lock %r, which was lost, is left to expire: %s", self._key, exc)
+                return
             _log.warning(
                 "lock %r is left to expire: %s",
                 self._key,
@@ -128,12 +132,10 @@ class Lock(Owned):
 def acquire(scope: Scope, key: str, ttl: float | None, timeout: float | None) -> Lock:
     """Wait for the lock; see :meth:`Client.lock`."""
     what, queue, seconds = _checked(scope, key, ttl)
-    if timeout is not None and (isinstance(timeout, bool) or timeout < 0):
-        raise InvalidArgument(f"{what}: timeout must be None or >= 0 s, not {timeout!r}")
+    check_timeout(what, timeout)
     with Contender(scope, queue, b"", seconds, what) as contender:
-        contender.join()
         try:
-            contender.wait(timeout)
+            contender.acquire(timeout)
         except TurnTimeout:
             holder = contender.holder
             raise LockTimeout(f"{what}: not acquired within {timeout} s{holder}") from None
@@ -143,8 +145,9 @@ def acquire(scope: Scope, key: str, ttl: float | None, timeout: float | None) ->
 def try_acquire(scope: Scope, key: str, ttl: float | None, timeout: Timeout) -> Lock | None:
     """Take the lock if it is free; see :meth:`Client.try_lock`."""
     what, queue, seconds = _checked(scope, key, ttl)
-    with Contender(scope, queue, b"", seconds, what, timeout=timeout) as contender:
-        if not contender.join_if_free():
+    check_timeout(what, timeout)
+    with Contender(scope, queue, b"", seconds, what) as contender:
+        if not contender.join_if_free(timeout):
             return None
         return _held(scope, key, what, contender)
 

@@ -18,6 +18,7 @@ from . import forking
 from .engine import Scope
 from .errors import ClosedError, EtcdError, NoSpace
 from .events import Event, fields
+from .latch import Latch
 from .lease import Lease
 from .watch import Delivery, Ended, Events, Watch
 from .wire import messages as pb
@@ -137,7 +138,7 @@ class Ownership:
         self.lease = lease
         self.key = key
         self.token = create_revision
-        self.done = threading.Event()
+        self.done = Latch()
         self.lost_reason: str | None = None
         self.released = False
         self._left = False
@@ -280,7 +281,7 @@ class Ownership:
         self._lock = threading.Lock()
         if self.lost_reason is None and not self.released:
             self.lost_reason = "forked"
-        self.done = threading.Event()
+        self.done = Latch()
         self.done.set()
 
     def _lose(self, reason: str) -> None:
@@ -419,3 +420,9 @@ class Owned:
     def guard(self) -> Compare:
         """Return the condition "still ours" for a transaction of ``client.raw``."""
         return self._ownership.guard()
+
+    @property
+    def _told_already(self) -> bool:
+        """Whether the log has said that it is lost and that etcd is away."""
+        own = self._ownership
+        return own.lost_reason is not None and not own.scope.engine.channel.connected

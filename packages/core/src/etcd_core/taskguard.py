@@ -11,6 +11,8 @@ import inspect
 import logging
 import math
 import threading
+import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ from .taskrun import AsyncRun, OnLost, Pass, Run, entered_runs, off_loop
 if TYPE_CHECKING:
     from .client import Client
     from .election import Term
+    from .engine import Engine
 
 _log = logging.getLogger("etcd_core.tasks")
 
@@ -55,8 +58,10 @@ ClientSource = Union["Client", Callable[[], "Client"]]
 _BROKERS = ("celery", "dramatiq", "huey", "rq")
 
 _default_client: ClientSource | None = None
-# The guards whose users were told of an outage: one line for it, however many tasks and calls.
-_unreachable: set[str] = set()
+# Until when the log need not tell of an engine's outage: for ever once it did, however many tasks
+# and calls there are; and for a while after its end, since candidates come back one by one.
+_quiet_until: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
+_COME_BACK_SECONDS = 10.0
 
 
 class Options(TypedDict):
@@ -74,19 +79,39 @@ class Options(TypedDict):
 def use_client(provider: ClientSource | None) -> None:
     """Set the client of guards that were given none."""
     global _default_client
+    check_source("set_default_client", provider)
     _default_client = provider
+
+
+def check_source(what: str, source: object) -> None:
+    """Refuse what is no source of a client.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    if source is not None and not callable(source) and not _is_client(source):
+        kind = type(source).__name__
+        raise InvalidArgument(f"{what}: give a Client or a function that returns one, not {kind}")
+
+
+def _is_client(value: object) -> bool:
+    from .client import Client
+
+    return isinstance(value, Client)
 
 
 def find_client(source: ClientSource | None, what: str) -> Client:
     """Return the client of ``source``, or the default one.
 
     Raises:
-        InvalidArgument: There is none.
+        InvalidArgument: There is none, or what the function gave is none.
     """
     source = _default_client if source is None else source
     client = source() if callable(source) else source
     if client is None:
         raise InvalidArgument(f"{what}: no client; give one or call etcd_core.set_default_client()")
+    if not _is_client(client):
+        raise InvalidArgument(f"{what}: no Client was returned but {type(client).__name__}")
     return client
 
 
@@ -122,6 +147,7 @@ class TaskGuard(ABC, Generic[D_co]):
         self.what = f"{self.kind} {self.name!r}"
         self.thread_name = f"etcd-task-{self.name}"
         self.on_lost = options["on_lost"]
+        check_source(self.what, options["client"])
         self._client_source = options["client"]
         self._otherwise = options["otherwise"]
         self._wait = options["wait"]
@@ -167,7 +193,7 @@ class TaskGuard(ABC, Generic[D_co]):
         try:
             admitted = self._ask()
         except Refused as refused:
-            raise _fresh(refused.error) from None
+            raise fresh(refused.error) from None
         return Run(self, admitted).__enter__().term
 
     def __exit__(self, *exc_info: object) -> None:
@@ -179,7 +205,7 @@ class TaskGuard(ABC, Generic[D_co]):
         try:
             admitted = await self._ask_beside_loop()
         except Refused as refused:
-            raise _fresh(refused.error) from None
+            raise fresh(refused.error) from None
         return (await AsyncRun(self, admitted).__aenter__()).term
 
     async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
@@ -258,7 +284,7 @@ class TaskGuard(ABC, Generic[D_co]):
 
     def _ask(self) -> Pass:
         admitted = self._known() or self._admit(self._client(), threading.Event())
-        self._note_answer()
+        self._note_answer(admitted.home)
         return admitted
 
     async def _ask_beside_loop(self) -> Pass:
@@ -269,7 +295,7 @@ class TaskGuard(ABC, Generic[D_co]):
         if admitted is None:
             ask = functools.partial(self._admit, client)
             admitted = await off_loop(self.thread_name, ask, undo=_undo)
-        self._note_answer()
+        self._note_answer(admitted.home)
         return admitted
 
     def _known(self) -> Pass | None:
@@ -297,26 +323,42 @@ class TaskGuard(ABC, Generic[D_co]):
 
     def _refuse(self, function: object, refused: Refused) -> None:
         if self._otherwise != "skip":
-            raise _fresh(refused.error) from None
+            raise fresh(refused.error) from None
         sender = qualified_name(function)
-        if refused.reason != "unreachable":
-            self._note_answer()
-            _log.debug("%s: %s is skipped: %s", self.what, sender, refused.error)
-        elif self.what not in _unreachable:
-            _unreachable.add(self.what)
-            _log.warning(
-                "%s: tasks are skipped until etcd answers: %s",
-                self.what,
-                refused.error,
-                extra=fields(Event.TASKS_SUSPENDED, name=self.name, reason=str(refused.error)),
-            )
-        send = signals.send if self.name in _fakes else self._client().announcer.send
+        if self.name in _fakes:
+            send = signals.send
+        else:
+            client = self._client()
+            send = client.announcer.send
+            self._note_refusal(client.scope().engine, refused)
+        _log.debug("%s: %s is skipped: %s", self.what, sender, refused.error)
         send(signals.task_skipped, sender, name=self.name, reason=refused.reason)
 
-    def _note_answer(self) -> None:
-        if self.what in _unreachable:
-            _unreachable.discard(self.what)
-            _log.info(
+    def _note_refusal(self, engine: Engine, refused: Refused) -> None:
+        if refused.reason != "unreachable":
+            self._note_answer(engine)
+            return
+        quiet_until = _quiet_until.get(engine, 0.0)
+        # In the next outage it may be told again at once.
+        over = math.isfinite(quiet_until) and not engine.channel.connected
+        if time.monotonic() < quiet_until and not over:
+            return
+        _quiet_until[engine] = math.inf
+        reason = str(refused.error).removeprefix(f"{self.what}: ")
+        _log.warning(
+            "%s: tasks are skipped until etcd answers: %s",
+            self.what,
+            reason,
+            extra=fields(Event.TASKS_SUSPENDED, name=self.name, reason=reason),
+        )
+
+    def _note_answer(self, home: object) -> None:
+        if _quiet_until.get(home) != math.inf:
+            return
+        # A leader runs on for the rest of its lease: that is no answer.
+        if cast("Engine", home).channel.connected:
+            _quiet_until[home] = time.monotonic() + _COME_BACK_SECONDS
+            _log.warning(
                 "%s: etcd answers again",
                 self.what,
                 extra=fields(Event.TASKS_RESUMED, name=self.name),
@@ -355,7 +397,7 @@ class TaskGuard(ABC, Generic[D_co]):
             self._bad('on_lost="cancel" needs an async task; take "raise" and call checkpoint()')
 
 
-def _fresh(error: EtcdError) -> EtcdError:
+def fresh(error: EtcdError) -> EtcdError:
     """Return an error that may be kept by a candidacy without what an earlier raise left on it."""
     return error.with_traceback(None)
 

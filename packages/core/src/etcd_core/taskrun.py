@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from . import signals
 from .errors import EtcdError, NotLeader
 from .events import Event, fields
+from .latch import Latch
 
 if TYPE_CHECKING:
     from .election import Term
@@ -144,10 +144,8 @@ class AsyncRun(Run):
 
     async def __aenter__(self) -> AsyncRun:
         """Make it the current one."""
-        if self.guard.on_lost == "cancel":
-            for signal in (signals.leadership_lost, signals.lock_lost):
-                signal.connect(self._on_lost)
-            self._on_lost(None)
+        if self.guard.on_lost == "cancel" and isinstance(self.term.lost, Latch):
+            self.term.lost.then(self._on_lost)
         self.__enter__()
         return self
 
@@ -159,19 +157,18 @@ class AsyncRun(Run):
             LeaseLost: The same, for a lock.
         """
         self._leave()
-        for signal in (signals.leadership_lost, signals.lock_lost):
-            signal.disconnect(self._on_lost)
+        if isinstance(self.term.lost, Latch):
+            self.term.lost.forget(self._on_lost)
         ours = self._cancelled and self._is_ours(exc)
         if self._end is not None:
             await off_loop(self.guard.thread_name, lambda abandoned: self._give_back())
         if ours:
             raise self.guard.lost_error() from exc
 
-    def _on_lost(self, sender: object, **_: object) -> None:
-        if self.term.lost.is_set():
-            # The loop may be closed by now.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._cancel)
+    def _on_lost(self) -> None:
+        # The loop may be closed by now.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         # In the loop, where the run cannot end beside it: the cancellation reaches the task's body.

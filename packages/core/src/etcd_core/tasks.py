@@ -12,16 +12,16 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, overload
 
 from typing_extensions import Never
 
 from . import forking
 from .errors import (
+    OUTAGE,
     ClosedError,
     ConnectionFailed,
     EtcdError,
-    InvalidArgument,
     LeaseLost,
     LockTimeout,
     NotLeader,
@@ -35,6 +35,7 @@ from .taskguard import (
     Refused,
     TaskGuard,
     broker_of,
+    fresh,
     use_client,
 )
 from .taskrun import OnLost, Pass, active_runs
@@ -59,6 +60,9 @@ def set_default_client(provider: ClientSource | None) -> None:
     Args:
         provider: A client, or a function that gives one; it is called at every call of a task, so
             a cheap one. None takes it back.
+
+    Raises:
+        InvalidArgument: It is neither.
     """
     use_client(provider)
 
@@ -148,7 +152,7 @@ class LeaderGuard(TaskGuard[D_co]):
         deadline = math.inf if self._wait is None else time.monotonic() + self._wait
         while not candidate.is_leader_for(self._min_remaining):
             left = deadline - time.monotonic()
-            if left <= 0 or client.closed or abandoned.is_set():
+            if left <= 0 or client.closed or abandoned.is_set() or _is_final(candidate.error):
                 return
             # In slices, since neither a cancelled coroutine nor a term that needs its next renewal
             # wakes this wait.
@@ -179,7 +183,9 @@ class LeaderGuard(TaskGuard[D_co]):
         if not candidate.wait_for_answer(0):
             return RequestTimeout(f"{self.what}: etcd did not answer in {client.config.timeout} s")
         error = candidate.error
-        if error is not None and not isinstance(error, LeaseLost):
+        if _is_final(error):
+            raise fresh(error)
+        if isinstance(error, OUTAGE):
             return error
         if not client.connected:
             return ConnectionFailed(f"{self.what}: etcd cannot be reached")
@@ -231,26 +237,40 @@ class ExclusiveGuard(TaskGuard[D_co]):
         return None
 
     def _admit(self, client: Client, abandoned: threading.Event) -> Pass:
-        try:
-            lock = self._take(client)
-        except LockTimeout as exc:
-            raise Refused("locked", exc) from None
-        except (ClosedError, InvalidArgument):
-            raise
-        except EtcdError as exc:
-            raise Refused("unreachable", exc) from None
-        if lock is None:
-            raise Refused("locked", self._taken_error(""))
+        lock = self._take(client, abandoned)
         if not self._has_time(lock, abandoned):
             lock.unlock()
             error = LeaseLost(f"{self.what}: less than {self._min_remaining} s of the lease left")
             raise Refused("min_remaining", error)
         return Pass(self._term(lock), client.scope().engine, lambda ran: self._end(lock, ran))
 
-    def _take(self, client: Client) -> Lock | None:
+    def _take(self, client: Client, abandoned: threading.Event) -> Lock:
         if self._otherwise == "wait":
-            return client.lock(self.name, self._ttl, self._wait)
-        return client.try_lock(self.name, self._ttl)
+            return self._take_in_turn(client, abandoned)
+        try:
+            lock = client.try_lock(self.name, self._ttl)
+        except (*OUTAGE, LeaseLost) as exc:
+            raise Refused("unreachable", exc) from None
+        if lock is None:
+            raise Refused("locked", self._taken_error(""))
+        return lock
+
+    def _take_in_turn(self, client: Client, abandoned: threading.Event) -> Lock:
+        """Wait for the lock, also through outages: who lost the place in the queue joins anew."""
+        from .wire.channel import Backoff
+
+        backoff = Backoff(base=0.1, cap=1.0)
+        deadline = math.inf if self._wait is None else time.monotonic() + self._wait
+        while True:
+            left = None if self._wait is None else max(0.0, deadline - time.monotonic())
+            try:
+                return client.lock(self.name, self._ttl, left)
+            except LockTimeout:
+                raise Refused("locked", self._taken_error(f"waited {self._wait} s")) from None
+            except (*OUTAGE, LeaseLost) as exc:
+                pause = min(backoff.next(), deadline - time.monotonic())
+                if pause <= 0 or abandoned.wait(pause):
+                    raise Refused("unreachable", exc) from None
 
     def _has_time(self, lock: Lock, abandoned: threading.Event) -> bool:
         """Wait for the next renewal where a spare lease of the client has too little time left."""
@@ -267,6 +287,11 @@ class ExclusiveGuard(TaskGuard[D_co]):
 
     def _end(self, lock: Lock, ran: float) -> None:
         lock.unlock(keep_for=max(0.0, self._at_least_for - ran))
+
+
+def _is_final(error: EtcdError | None) -> TypeGuard[EtcdError]:
+    """Tell whether etcd said no: the caller must see it, since no waiting will mend it."""
+    return error is not None and not isinstance(error, (*OUTAGE, LeaseLost))
 
 
 class _Candidacies:
@@ -390,7 +415,7 @@ def leader_only(
         ttl: Seconds after which another process leads if this one dies.
         otherwise: What a call does in a process that does not lead. ``"skip"`` returns ``default``
             and sends ``task_skipped``, also while etcd cannot be reached; ``"raise"`` raises;
-            ``"wait"`` waits, then raises.
+            ``"wait"`` waits, also for etcd to come back, then raises.
         wait: Seconds for ``"wait"``; None waits for ever.
         default: What a skipped call returns.
         min_remaining: Do not start with less than so many seconds of the lease left.
@@ -406,7 +431,9 @@ def leader_only(
         InvalidArgument: An option is unusable; raised by the call where no client is known.
         NotLeader: From the call, with ``"raise"`` and ``"wait"``: another process leads.
         ClosedError: From the call: the client is closed.
-        EtcdError: From the call, with ``"raise"`` and ``"wait"``: etcd failed.
+        EtcdError: From the call, with ``"raise"`` and ``"wait"``: etcd cannot be reached. With
+            every ``otherwise``: etcd refuses for good (``PermissionDenied``, ``Unauthenticated``,
+            ``NoSpace``, ...), which a job that is skipped for ever would hide.
 
     Example:
         >>> @leader_only("nightly-report", client=client)
@@ -493,7 +520,7 @@ def exclusive(
         ttl: Seconds after which the lock is free if this process dies.
         otherwise: What a call does while the lock is taken. ``"skip"`` returns ``default`` and
             sends ``task_skipped``, also while etcd cannot be reached; ``"raise"`` raises;
-            ``"wait"`` waits its turn, then raises.
+            ``"wait"`` waits its turn, also through outages of etcd, then raises.
         wait: Seconds for ``"wait"``; None waits for ever.
         default: What a skipped call returns.
         min_remaining: Do not start with less than so many seconds of the lease left.
@@ -506,7 +533,9 @@ def exclusive(
         InvalidArgument: An option is unusable; raised by the call where no client is known.
         LockTimeout: From the call, with ``"raise"`` and ``"wait"``: the lock is taken.
         ClosedError: From the call: the client is closed.
-        EtcdError: From the call, with ``"raise"`` and ``"wait"``: etcd failed.
+        EtcdError: From the call, with ``"raise"`` and ``"wait"``: etcd cannot be reached. With
+            every ``otherwise``: etcd refuses for good (``PermissionDenied``, ``Unauthenticated``,
+            ``NoSpace``, ...), which a job that is skipped for ever would hide.
 
     Example:
         >>> @exclusive("import", client=client, at_least_for=30)

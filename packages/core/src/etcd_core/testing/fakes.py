@@ -5,17 +5,17 @@ Imports gRPC only when a term is made, so it is not imported with the package.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from etcd_core import signals, taskguard
 from etcd_core.election import Term
 from etcd_core.keys import election_prefix, queue_key, require_name
+from etcd_core.latch import Latch
 from etcd_core.ownership import Compare
 
 
-class _Lost(threading.Event):
+class _Lost(Latch):
     """Tells a task of its loss by the same signal as a real one."""
 
     def __init__(self, name: str) -> None:

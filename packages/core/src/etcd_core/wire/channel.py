@@ -25,6 +25,7 @@ from ..errors import (
     ClosedError,
     ConnectionFailed,
     EtcdError,
+    InvalidArgument,
     InvalidConfig,
     OutcomeUnknown,
     RequestTimeout,
@@ -62,6 +63,26 @@ _SYNC_END_SECONDS = 1.0
 _LEAST_SECONDS = 0.2
 _PROBE_SECONDS = 0.5
 _HAS_LEADER = ("hasleader", "true")
+
+
+def check_timeout(what: str, timeout: Timeout) -> None:
+    """Refuse what is no timeout, before any I/O.
+
+    Raises:
+        InvalidArgument: It is neither None nor a number of seconds from 0 on.
+    """
+    if timeout is None or isinstance(timeout, Unset):
+        return
+    if not _is_number(timeout) or timeout < 0:
+        raise InvalidArgument(
+            f"{what}: timeout must be None or a number of seconds >= 0, not {timeout!r}"
+        )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return not math.isnan(value)
 
 
 class Backoff:
@@ -338,9 +359,18 @@ class Channel:
                 link = None
 
     def deadline(self, timeout: Timeout) -> float:
-        """Return the point on the monotonic clock at which ``timeout`` ends."""
+        """Return the point on the monotonic clock at which ``timeout`` ends.
+
+        Raises:
+            InvalidArgument: It is no number of seconds.
+        """
         seconds = self._config.timeout if isinstance(timeout, Unset) else timeout
-        return math.inf if seconds is None else time.monotonic() + seconds
+        if seconds is None:
+            return math.inf
+        # A negative one is what is left of a time that is over.
+        if not _is_number(seconds):
+            raise InvalidArgument(f"timeout must be None or a number of seconds, not {seconds!r}")
+        return time.monotonic() + seconds
 
     def metadata(self, needs_leader: bool) -> Metadata:
         """Return the metadata of a call."""
