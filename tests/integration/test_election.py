@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 from etcd_core import (
     CampaignTimeout,
+    Candidate,
     Client,
     ClosedError,
+    Descriptor,
     InvalidArgument,
     NotLeader,
     OutcomeUnknown,
     RequestTimeout,
     signals,
 )
-from etcd_core.testing import EtcdServer, RpcCounter, eventually
+from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
 
 
 @pytest.fixture
@@ -263,3 +267,70 @@ def test_bad_keys(client: Client, key: str) -> None:
 def test_bad_identity(client: Client) -> None:
     with pytest.raises(InvalidArgument, match="identity"):
         client.campaign("boss", 5)  # type: ignore[arg-type]
+
+
+def test_an_overwritten_key_is_noticed_after_a_compaction(
+    etcd_server: EtcdServer, prefix: str
+) -> None:
+    """The watch that would have told was away, and what it missed is compacted."""
+    with (
+        FaultProxy(etcd_server.endpoint) as proxy,
+        Client(endpoints=[proxy.endpoint], prefix=prefix) as client,
+    ):
+        election = client.campaign("e", "me", ttl=30)
+        guarded = WatchCount(client)
+        eventually(lambda: guarded.count == 1, message="the guard watches")
+        proxy.refuse()
+        proxy.reset()
+        etcd_server.ctl("put", "--ignore-lease", election.etcd_key, "impostor")
+        revision = etcd_server.ctl("put", f"{prefix}/x", "1", "-w", "json")
+        etcd_server.ctl("compact", str(json.loads(revision)["header"]["revision"]))
+        proxy.heal()
+        assert election.done.wait(20)
+        assert election.lost_reason == "overwritten"
+
+
+class WatchCount:
+    """How many watches etcd serves to a client."""
+
+    def __init__(self, client: Client) -> None:
+        self._hub = client.scope().engine.hub
+
+    @property
+    def count(self) -> int:
+        return sum(watch.down_since is None for watch in list(self._hub._watches.values()))
+
+
+def test_many_proclamations_are_not_all_remembered(client: Client) -> None:
+    with client.campaign("e", "0") as election:
+        for number in range(50):
+            election.proclaim(str(number))
+        assert election._ownership.values == {b"49"}
+        assert client.leader("e") == "49"
+        # The guard's watch starts late and meets all of them: none is somebody else's.
+        assert not election.done.wait(1.0)
+
+
+@pytest.mark.parametrize("kind", ["lock", "election", "candidacy", "registration"])
+def test_leaving_a_block_keeps_the_error_of_the_body(kind: str, prefix: str) -> None:
+    with (
+        EtcdServer() as server,
+        Client(endpoints=[server.endpoint], prefix=prefix, timeout=1.0) as client,
+    ):
+        make: dict[str, Callable[[], AbstractContextManager[object]]] = {
+            "lock": lambda: client.lock("a"),
+            "election": lambda: client.campaign("a", "me"),
+            "candidacy": lambda: client.candidate("a"),
+            "registration": lambda: client.register(Descriptor(name="a", id="1", address="h:1")),
+        }
+        entered = make[kind]()
+        if isinstance(entered, Candidate):
+            assert entered.wait(10)
+
+        def run() -> None:
+            with entered:
+                server.kill()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            run()

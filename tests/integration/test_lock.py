@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -437,3 +438,17 @@ def test_close_releases(client: Client, etcd_server: EtcdServer, prefix: str) ->
     assert not lock.held
     assert not election.is_leader
     assert keys_under(etcd_server, prefix) == []
+
+
+def test_no_lost_lock_is_returned(etcd_server: EtcdServer, prefix: str) -> None:
+    """On a link that is slower than the lease lasts, a win can come too late."""
+    with (
+        FaultProxy(etcd_server.endpoint) as proxy,
+        Client(endpoints=[proxy.endpoint], prefix=prefix) as client,
+    ):
+        # A spare lease, as in a busy program: joining is one request, which takes longer.
+        client.lock("warm", ttl=1).unlock()
+        proxy.delay(0.8)
+        with suppress(EtcdError):
+            lock = client.lock("a", ttl=1, timeout=5)
+            assert lock.held

@@ -125,10 +125,12 @@ class Candidate:
         if contender is not None:
             contender.abort()
         election = self._election
-        if election is not None:
-            election.resign(timeout=timeout)
-        if self._thread is not threading.current_thread():
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+        try:
+            if election is not None:
+                election.resign(timeout=timeout)
+        finally:
+            if self._thread is not threading.current_thread():
+                self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def close_with_client(self, timeout: float) -> None:
         """End the candidacy because the client is closed."""
@@ -147,8 +149,16 @@ class Candidate:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close the candidacy."""
-        self.close()
+        """Close it; a failure to tell etcd is logged, not raised over the result of the body."""
+        try:
+            self.close()
+        except EtcdError as exc:
+            _log.warning(
+                "the candidacy in election %r is left to expire: %s",
+                self.key,
+                exc,
+                extra=fields(Event.RELEASE_FAILED, kind="election", name=self.key, reason=str(exc)),
+            )
 
     def _run(self) -> None:
         backoff = Backoff(base=0.1, cap=5.0)

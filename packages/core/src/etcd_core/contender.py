@@ -304,6 +304,8 @@ class Contender:
         lease = self._lease
         if lease is None or not self.first:
             raise LeaseLost(f"{self._what}: not acquired")
+        if not lease.alive():
+            raise LeaseLost(f"{self._what}: acquired, but the lease has ended since")
         ownership = Ownership(
             self._scope,
             lease,

@@ -133,7 +133,7 @@ class Election(Owned):
         raw = _encode(what, value)
         own = self._ownership
         with self._proclaiming:
-            own.values.add(raw)
+            own.expect(raw)
             while not self._proclaim_once(what, raw, timeout):
                 pass
         self._identity = value
@@ -221,6 +221,7 @@ class Election(Owned):
         """Take the answer in; return False if it must be sent again with what was learned."""
         if answer.succeeded:
             self._mod_revision = answer.header.revision
+            self._ownership.confirm(raw, self._mod_revision)
             return True
         found = answer.responses[0].response_range.kvs
         own = self._ownership

@@ -143,7 +143,9 @@ class Ownership:
         self.released = False
         self._left = False
         self._on_lost: Callable[[str], None] | None = None
-        self.values = {value}
+        # What we put, or may have put, after the revision that is certainly ours.
+        self.values: frozenset[bytes] = frozenset({value})
+        self._confirmed = create_revision
         self._ttl = ttl
         self._what = what
         self._lock = threading.Lock()
@@ -165,6 +167,15 @@ class Ownership:
     def guard(self) -> Compare:
         """Return the condition "still ours"."""
         return Compare(self.key, self.token)
+
+    def expect(self, value: bytes) -> None:
+        """Count ``value`` as ours: it is about to be put."""
+        self.values |= {value}
+
+    def confirm(self, value: bytes, revision: int) -> None:
+        """Note that the key held ``value``, ours, at ``revision``: all before that was ours too."""
+        self._confirmed = revision
+        self.values = frozenset({value})
 
     def when_lost(self, callback: Callable[[str], None]) -> None:
         """Call ``callback(reason)`` exactly once when it is lost, or now if it is.
@@ -320,7 +331,9 @@ class Ownership:
         except ClosedError:
             return
         with self._lock:
-            self._guard_watch = watch
+            # Ended already by a reset, its successor may be there before us.
+            if not watch.over:
+                self._guard_watch = watch
         if self.done.is_set():
             watch.cancel()
 
@@ -336,8 +349,12 @@ class Ownership:
             self._lose("deleted")
         elif event.kv.lease != self.lease.id:
             self._lose("detached")
-        elif event.kv.value not in self.values:
+        elif self._is_foreign(event.kv):
             self._lose("overwritten")
+
+    def _is_foreign(self, kv: pb.KeyValue) -> bool:
+        # In this order: a confirmation replaces the values after it has moved the revision.
+        return kv.value not in self.values and kv.mod_revision > self._confirmed
 
     def _on_guard_ended(self) -> None:
         # Compacted under an interrupted watch, or the store was reset: the key itself tells. Off
@@ -354,16 +371,26 @@ class Ownership:
             except ClosedError:
                 return
             except EtcdError:
-                channel.pause(backoff.next())
+                if not self._pause(backoff.next()):
+                    return
                 continue
             self._judge(answer, epoch)
             return
+
+    def _pause(self, seconds: float) -> bool:
+        try:
+            self.scope.engine.channel.pause(seconds)
+        except ClosedError:
+            return False
+        return True
 
     def _judge(self, answer: pb.RangeResponse, epoch: int) -> None:
         if not answer.kvs or answer.kvs[0].create_revision != self.token:
             self._lose("deleted")
         elif answer.kvs[0].lease != self.lease.id:
             self._lose("detached")
+        elif self._is_foreign(answer.kvs[0]):
+            self._lose("overwritten")
         else:
             self._watch_key(answer.header.revision + 1, epoch)
 

@@ -206,8 +206,21 @@ class Registration:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Deregister."""
-        self.deregister()
+        """Deregister; a failure to tell etcd is logged, not raised over the body's result."""
+        try:
+            self.deregister()
+        except EtcdError as exc:
+            _log.warning(
+                "%s: left to expire: %s",
+                self._what,
+                exc,
+                extra=fields(
+                    Event.RELEASE_FAILED,
+                    kind="registration",
+                    name=self._key.decode(),
+                    reason=str(exc),
+                ),
+            )
 
     def __repr__(self) -> str:
         """Return the key and whether it is in place."""

@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 import math
+import sys
 import threading
 import time
 import weakref
@@ -95,9 +96,9 @@ def check_source(what: str, source: object) -> None:
 
 
 def _is_client(value: object) -> bool:
-    from .client import Client
-
-    return isinstance(value, Client)
+    # Where there is a client, its module has been imported.
+    module = sys.modules.get("etcd_core.client")
+    return module is not None and isinstance(value, module.Client)
 
 
 def find_client(source: ClientSource | None, what: str) -> Client:
