@@ -406,9 +406,11 @@ def test_one_warning_and_one_recovery_line(
     registration = client.register(descriptor())
     etcd_server.ctl("del", f"{prefix}/services/billing/b-1")
 
-    def levels() -> list[str]:
-        return [r.levelname for r in caplog.records if r.name == "etcd_core.registry"]
+    def events() -> list[tuple[str, str]]:
+        records = [r for r in caplog.records if r.name == "etcd_core.registry"]
+        return [(r.levelname, vars(r)["etcd_event"]) for r in records]
 
-    eventually(lambda: len(levels()) >= 2)
+    eventually(lambda: len(events()) >= 2)
     assert registration.registered
-    assert levels() == ["WARNING", "INFO"]
+    # Of one level: who sees the loss sees that it is over.
+    assert events() == [("WARNING", "registration.lost"), ("WARNING", "registration.restored")]

@@ -214,3 +214,11 @@ def test_a_tls_failure_is_called_one() -> None:
     error = unanswered_error("get 'a'", _VERIFY, sent=False, timed_out=False, write=False)
     assert "TLS" in str(error)
     assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def test_what_a_user_has_to_do_is_said() -> None:
+    refused = final_error("get 'a'", "INVALID_ARGUMENT", "etcdserver: user name is empty")
+    assert isinstance(refused, Unauthenticated)
+    assert "give username and password" in str(refused)
+    large = final_error("put 'a'", "INVALID_ARGUMENT", "etcdserver: request is too large")
+    assert "1.5 MiB" in str(large)

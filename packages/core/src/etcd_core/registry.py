@@ -555,7 +555,7 @@ class Registration:
             info = self._info
         self._tidy()
         if repaired:
-            _log.info(
+            _log.warning(
                 "%s: registered again",
                 self._what,
                 extra=self._fields(Event.REGISTRATION_RESTORED, None),

@@ -426,15 +426,15 @@ class SharedRegistration:
         self._complained = False
         self._backoff.reset()
         repaired, self._lost = self._lost, False
-        if repaired or not self._registered_once:
-            _log.info(
-                "%s: %s",
+        if repaired:
+            _log.warning(
+                "%s: registered again",
                 self._what,
-                "registered again" if repaired else "in place",
-                extra=self._fields(
-                    Event.REGISTRATION_RESTORED if repaired else Event.REGISTRATION_MADE, None
-                ),
+                extra=self._fields(Event.REGISTRATION_RESTORED, None),
             )
+        elif not self._registered_once:
+            _log.info("%s: in place", self._what, extra=self._fields(Event.REGISTRATION_MADE, None))
+        if repaired or not self._registered_once:
             self._registered_once = True
             self._scope.announce(
                 signals.service_registered, self, info=self._info, repaired=repaired

@@ -123,10 +123,12 @@ def final_error(what: str, code: str, details: str) -> EtcdError:
         return LeaseLost(f"{what}: the lease has expired or was revoked")
     if "has been compacted" in details:
         return Compacted(f"{what}: the required revision has been compacted")
+    if "user name is empty" in details:
+        return Unauthenticated(f"{what}: this etcd needs a login: give username and password")
     if "space exceeded" in details:
         return NoSpace(f"{what}: etcd's storage quota is used up (NOSPACE alarm)")
     if _TOO_LARGE.search(details):
-        return RequestTooLarge(text)
+        return RequestTooLarge(f"{text}; etcd takes 1.5 MiB in one request")
     if code == "PERMISSION_DENIED":
         return PermissionDenied(f"{what}: permission denied")
     if code == "UNAUTHENTICATED" or _BAD_PASSWORD.search(details) or _TOKEN.search(details):
