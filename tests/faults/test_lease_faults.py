@@ -115,7 +115,8 @@ def test_f19_local_deadline_is_before_the_servers_expiry(
         with FaultProxy(etcd_server.endpoint) as proxy:
             proxy.delay(delay)
             client = make_client(proxy.endpoint)
-            lock = client.lock("a", ttl=1)
+            # Two requests pass the link before it is held; the lease must outlast them.
+            lock = client.lock("a", ttl=3)
             gone: list[float] = []
             watch_id = witness.raw.add_watch_callback(
                 lock.etcd_key, lambda response, gone=gone: gone.append(time.monotonic())

@@ -179,6 +179,8 @@ def test_all_signals_have_the_application_as_sender(make_app) -> None:
         source.save({"a": 1})
         subscription = source.watch(lambda snapshot: None)
         registration = client.register(Descriptor(name="pay", id="a", address="10.0.0.1:80"))
+        # Entered and left within one answer of etcd, it would be no change.
+        eventually(lambda: "service_changed" in heard.of(app), message="entered")
         lock = client.lock("nightly")
         client.raw.delete(lock.etcd_key)
         source.save({"a": 2})

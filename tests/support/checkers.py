@@ -274,6 +274,11 @@ class WriteLog:
     failed: dict[str, EtcdError] = field(default_factory=dict)
     unknown: dict[str, EtcdError] = field(default_factory=dict)
 
+    @property
+    def attempted(self) -> int:
+        """How many writes were filed."""
+        return len(self.ok) + len(self.failed) + len(self.unknown)
+
     def attempt(self, unique: str, write: Callable[[bytes], object]) -> EtcdError | None:
         """Run ``write(id)`` and file its end; return the error, if it was one."""
         try:

@@ -345,12 +345,13 @@ def test_health_tells_of_configurations_and_leaderships(registry: Registry) -> N
     host = ServiceHost(
         HostOptions.parse({"ENDPOINTS": registry.endpoint, "PREFIX": registry.prefix})
     )
-    source = host.client.config_source("app")
+    # A name of its own: health tells of every configuration that this process follows.
+    source = host.client.config_source("told-by-health")
     revision = source.save({"a": 1})
     with source.watch(lambda snapshot: None), host.client.campaign("chief", "me"):
 
         def followed() -> bool:
-            (found,) = [c for c in health_of(host)["configurations"] if c["name"] == "app"]
+            (found,) = [c for c in health_of(host)["configurations"] if c["name"] == source.name]
             return found["live"] and found["stale"] is None and found["revision"] >= revision
 
         eventually(followed, 10)
