@@ -61,6 +61,7 @@ class Link:
         self.parked_until = 0.0
         self.failing: str | None = None
         self.broken_at: float | None = None
+        self.has_answered = False
         self._channel = channel
         self._calls: dict[str, Any] = {}
 
@@ -79,7 +80,9 @@ class Link:
                 request_serializer=_serialize,
                 response_deserializer=method.response.FromString,
             )
-        return call(request, timeout=timeout, metadata=metadata)
+        answer = call(request, timeout=timeout, metadata=metadata)
+        self.has_answered = True
+        return answer
 
     def stream(
         self, method: AnyMethod, requests: Iterator[object], timeout: float | None, meta: Metadata
@@ -111,13 +114,16 @@ class Link:
         """Say hello once, without gRPC: a server that speaks TLS hangs up on plain requests.
 
         Not with ``ssl.wrap_socket``: CPython leaks the socket where the peer has already reset it.
+        One that has answered without TLS is not asked: an outage would be spent in greetings.
         """
+        if self.has_answered:
+            return False
         import ssl
 
+        # Nothing is verified, so no certificates are loaded, which would take most of the time.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         hello = ssl.MemoryBIO()
-        shake = ssl.create_default_context().wrap_bio(
-            ssl.MemoryBIO(), hello, server_hostname=self.endpoint.host
-        )
+        shake = context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname=self.endpoint.host)
         with suppress(ssl.SSLWantReadError):
             shake.do_handshake()
         try:

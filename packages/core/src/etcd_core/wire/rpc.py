@@ -56,8 +56,6 @@ SERIALIZABLE_RANGE: Rpc[pb.RangeRequest, pb.RangeResponse] = Rpc(
 )
 PUT: Rpc[pb.PutRequest, pb.PutResponse] = Rpc("KV/Put", write=True, ordered=True)
 TXN: Rpc[pb.TxnRequest, pb.TxnResponse] = Rpc("KV/Txn", write=True, ordered=True)
-READ_TXN: Rpc[pb.TxnRequest, pb.TxnResponse] = Rpc("KV/Txn", idempotent=True, ordered=True)
-"""A transaction without writes."""
 OWN_TXN: Rpc[pb.TxnRequest, pb.TxnResponse] = Rpc("KV/Txn", idempotent=True, ordered=True)
 """A transaction on our own private lease, or fenced by our own revision: repeating it is safe, and
 what a lost answer may have left behind goes with the lease."""
