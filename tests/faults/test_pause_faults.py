@@ -24,7 +24,9 @@ import json, sys
 from etcd_core import Client, Descriptor
 
 def tell(what, detail):
-    print(json.dumps([what, detail]), flush=True)
+    # One write: several threads tell.
+    sys.stdout.write(json.dumps([what, detail]) + "\\n")
+    sys.stdout.flush()
 
 client = Client(endpoints=[sys.argv[1]], prefix=sys.argv[2])
 me = client.register(Descriptor(name="paused", id="p-1", address="h:1"), ttl=1)

@@ -347,9 +347,14 @@ def test_a_repair_does_not_look_like_a_change(client: Client, store: Store) -> N
     registration = client.register(descriptor())
     with client.watch_service("billing", handler):
         eventually(lambda: handler.events == [("added", "b-1")])
-        store.write("billing/b-1", "garbage")
-        eventually(lambda: not registration.registered)
-        eventually(lambda: registration.registered)
+        repaired: list[bool] = []
+
+        def note(sender: object, **told: object) -> None:
+            repaired.append(sender is registration and told["repaired"] is True)
+
+        with signals.service_registered.connected_to(note):
+            store.write("billing/b-1", "garbage")
+            eventually(lambda: True in repaired)
         store.put(descriptor("end"))
         eventually(lambda: handler.events[1:] == [("added", "end")])
 
