@@ -499,17 +499,23 @@ def test_f33_an_overloaded_server_loses_and_doubles_nothing(prefix: str) -> None
         writes = WriteLog()
         with Client(endpoints=[server.endpoint], interceptors=[counter]) as client:
             # Whether the flood meets our writes depends on the machine.
+            refused = 0
             for wave in range(5):
-                meet_a_flood(server.endpoint, client, writes, f"{prefix}{wave}/")
+                refused += meet_a_flood(server.endpoint, client, writes, f"{prefix}{wave}/")
                 if counter.counts["Put"] > writes.attempted:
                     break
+        assert refused > 0, "the flood was not enough to be refused"
         assert counter.counts["Put"] > writes.attempted, "some of ours were refused and retried"
         assert not writes.failed, "a refusal is retried within 30 s"
         writes.check(witness.history(prefix, start))
 
 
-def meet_a_flood(endpoint: str, client: Client, writes: WriteLog, prefix: str) -> None:
-    """Write 200 keys while etcd refuses requests, or did a moment ago."""
+def meet_a_flood(endpoint: str, client: Client, writes: WriteLog, prefix: str) -> int:
+    """Write 200 keys while etcd refuses requests, or did a moment ago.
+
+    Returns:
+        How many requests of the flood were refused.
+    """
     refused: list[int] = []
     overloaded = threading.Event()
     flooding = threading.Thread(
@@ -527,6 +533,7 @@ def meet_a_flood(endpoint: str, client: Client, writes: WriteLog, prefix: str) -
         list(pool.map(write, range(200)))
     flooding.join()
     assert refused, "the flood failed"
+    return refused[0]
 
 
 def fill(witness: Witness, prefix: str) -> None:
