@@ -198,6 +198,35 @@ def test_a_refused_revision_does_not_stop_a_restart(
         on_own().get("port")
 
 
+@pytest.mark.parametrize("bad", ["99999", "[broken"])
+def test_a_refusal_at_start_is_signalled_once_they_are_loaded(
+    own_server: EtcdServer, on_own: MakeSettings, snapshot: str, bad: str
+) -> None:
+    good = _write(own_server, port=80)
+    validators = [Validator("port", lt=1000)]
+    settings = on_own(etcd={"snapshot": snapshot}, validators=validators)
+    assert settings.PORT == 80
+    _saved(snapshot, good)
+    dynaconf_etcd.close(settings)
+    with Client(Config([own_server.endpoint], prefix="/own")) as client:
+        client.raw.put("/own/config/app/port", bad)
+
+    settings = on_own(etcd={"snapshot": snapshot}, validators=validators)
+    told: list[tuple[object, object]] = []
+
+    def rejected(sender: object, *, revision: int, **_: object) -> None:
+        # As a program does that logs with its settings: were they still loading, without end.
+        told.append((settings.PORT, revision))
+        assert sender is settings
+
+    with dynaconf_etcd.config_rejected.connected_to(rejected):
+        assert settings.PORT == 80
+        eventually(lambda: told)
+        later = _write(own_server, other=1)
+        eventually(lambda: len(told) > 1)
+    assert told == [(80, good + 1), (80, later)]
+
+
 def test_a_wiped_store_keeps_the_values_until_keys_come_back(
     own_server: EtcdServer, on_own: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,7 +46,7 @@ class Follower(Protocol):
         """Take the revision, or refuse it and tell; False asks to be offered it again soon."""
 
     def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
-        """Learn that a revision is unusable for everybody."""
+        """Learn that a newer revision is unusable for everybody; told again, do nothing."""
 
     @property
     def shown(self) -> Revision | None:
@@ -74,6 +74,11 @@ class Feed:
 
     Args:
         options: What to follow.
+
+    Attributes:
+        newest: The newest revision that decodes.
+        refusal: Number and faults of a newer one that does not, if there is one.
+        held: Why an emptied store is not believed, if that is so.
     """
 
     def __init__(self, options: Options) -> None:
@@ -82,7 +87,7 @@ class Feed:
         self.decoder = LeafDecoder()
         self.newest: Revision | None = None
         self.held: str | None = None
-        self.refused_at_start: tuple[str, ...] = ()
+        self.refusal: tuple[int, tuple[str, ...]] | None = None
         self._read_at = 0.0
         self._stale_start = False
         self._missed: str | None = None
@@ -134,6 +139,7 @@ class Feed:
 
     def _read_first(self) -> Revision:
         saved = self.saved()
+        self.refusal = None
         try:
             fresh = self.read()
         except EtcdError as exc:
@@ -141,7 +147,7 @@ class Feed:
         except Refused as exc:
             if saved is None:
                 raise
-            self.refused_at_start = exc.reasons
+            self.refusal = (exc.revision, exc.reasons)
             return self._from_file(saved, f"what etcd holds is refused: {exc}")
         if fresh.is_empty:
             return self._empty_first(fresh, saved)
@@ -434,12 +440,13 @@ class Feed:
                 self.place, view, self.decoder, cluster_id=cluster, cause=cause.value
             )
         except Refused as exc:
-            for follower in self._alive():
-                follower.refuse(view.revision, exc.reasons)
+            self.refusal = (exc.revision, exc.reasons)
+            self._hand_on()
             return
         if self._is_wiped(revision):
             return
         self._tell_of_return(revision)
+        self.refusal = None
         self._reset_seen = False
         self._stale_start = False
         self.held = self._missed = self._doubtful_since = None
@@ -493,7 +500,7 @@ class Feed:
             return
         with self._lock:
             followers = self._alive()
-        waiting = [follower for follower in followers if not follower.offer(revision)]
+        waiting = [follower for follower in followers if not self._offer(follower, revision)]
         running = self._running
         if waiting and running is not None and not running.strand.backlog:
             # Made by a thread that is still loading; there is no event for its end.
@@ -501,6 +508,12 @@ class Feed:
                 running.strand.post(self._hand_on)
         elif not followers and running is not None:
             running.strand.post(self._stop_if_unused)
+
+    def _offer(self, follower: Follower, revision: Revision) -> bool:
+        taken = follower.offer(revision)
+        if taken and self.refusal is not None:
+            follower.refuse(*self.refusal)
+        return taken
 
     def _stop_if_unused(self) -> None:
         with self._lock:

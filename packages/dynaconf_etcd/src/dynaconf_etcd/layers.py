@@ -31,11 +31,13 @@ class Refused(Exception):
 
     Attributes:
         reasons: Why, one text for each fault; no value is in them.
+        revision: The store's revision; 0 where the fault was found later than by reading it.
     """
 
-    def __init__(self, *reasons: str) -> None:
+    def __init__(self, *reasons: str, revision: int = 0) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
+        self.revision = revision
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Revision:
             for error in _faults_in(table)
         ]
         if faults:
-            raise Refused(*faults)
+            raise Refused(*faults, revision=view.revision)
         at = time.time() if at is None else at
         return cls(place, view, cluster_id, cause, MappingProxyType(tables), at)
 

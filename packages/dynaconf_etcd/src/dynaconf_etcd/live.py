@@ -112,6 +112,7 @@ class Live:
         self._since = time.monotonic()
         self._overrides: set[str] = set()
         self._offered = revision
+        self._untold: Rejection | None = None
         self._building = threading.RLock()
         self._decided = threading.Condition()
 
@@ -147,10 +148,13 @@ class Live:
     def offer(self, revision: Revision) -> bool:
         """Apply or refuse a revision; False if the object is still being loaded."""
         settings = self._settings()
-        if settings is None or self._is_superseded(settings) or revision is self._offered:
+        if settings is None or self._is_superseded(settings):
             return True
         if not self._is_finished(settings):
             return time.monotonic() - self._since > _FORGET_UNFINISHED_SECONDS
+        self._tell_late()
+        if revision is self._offered:
+            return True
         self._offered = revision
         try:
             step = self._apply(settings, revision)
@@ -186,7 +190,7 @@ class Live:
         try:
             revision = self.feed.read()
         except Refused as exc:
-            self.refuse(self.accepted.number, exc.reasons)
+            self.refuse(exc.revision, exc.reasons)
         except EtcdError as exc:
             _log.warning(
                 "dynaconf: revision %d stays: %s",
@@ -200,17 +204,40 @@ class Live:
             self._accept(revision)
 
     def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
-        """Keep the last good revision and tell; the log says the same thing once."""
+        """Keep the last good revision and tell, once; the log says the same reasons once."""
         with self._decided:
             before = self.rejected
             since = time.time() if before is None else before.since
-            self.rejected = rejection = Rejection(number, reasons, since)
+            rejection = Rejection(number, reasons, since)
+            if rejection == before:
+                return
+            self.rejected = rejection
             self._decided.notify_all()
         if before is None or before.reasons != reasons:
             self._log_refusal(rejection)
+        self._tell(rejection)
+
+    def _tell(self, rejection: Rejection) -> None:
+        settings = self._settings()
+        if settings is not None and not self._is_finished(settings):
+            # The lazy object holds nothing yet: to read it, or even to look its receivers up,
+            # would load it again, and refuse again, without end.
+            self._untold = rejection
+            return
         self.feed.announce(
-            lambda: send(config_rejected, self.sender, revision=number, reasons=rejection.reasons)
+            lambda: send(
+                config_rejected,
+                self.sender,
+                revision=rejection.revision,
+                reasons=rejection.reasons,
+            )
         )
+
+    def _tell_late(self) -> None:
+        """Tell what was refused while the settings were being loaded."""
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            self._tell(untold)
 
     def _log_refusal(self, rejection: Rejection) -> None:
         _log.warning(

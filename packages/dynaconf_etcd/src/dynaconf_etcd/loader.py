@@ -81,6 +81,8 @@ def _first(obj: Settings, lazy: LazySettings | None) -> tuple[Feed, Revision]:
 
         raise DecodeError(f"settings {feed.options.name!r}: {exc}", key=feed.options.name) from None
     live = Live(obj, lazy, feed, revision)
+    if feed.refusal is not None:
+        live.refuse(*feed.refusal)
     if feed.options.snapshot is not None:
         revision = _tried(obj, live, revision)
     add(obj, live)
@@ -97,8 +99,6 @@ def _tried(obj: Settings, live: Live, revision: Revision) -> Revision:
     Otherwise a restart would fail on what the running processes refused.
     """
     feed = live.feed
-    if feed.refused_at_start:
-        live.refuse(revision.number, feed.refused_at_start)
     if revision.cause == snapshot_file.CAUSE:
         return revision
     try:
