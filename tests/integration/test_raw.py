@@ -261,17 +261,21 @@ def test_lock(raw: RawClient) -> None:
     assert other.release() is True
 
 
+def _leases(raw: RawClient) -> set[int]:
+    return {each.ID for each in raw.leasestub.LeaseLeases(etcdrpc.LeaseLeasesRequest()).leases}
+
+
 def test_with_lock_never_enters_without_it(raw: RawClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etcd_core.wire.raw._ENTER_SECONDS", 0.2)
     name = f"raw-{time.monotonic_ns()}"
-    leases = raw.leasestub.LeaseLeases(etcdrpc.LeaseLeasesRequest())
+    before = _leases(raw)
     with raw.lock(name) as held:
         with pytest.raises(LockTimeout, match=name), raw.lock(name):
             pytest.fail("entered without the lock")
         assert held.is_acquired()
-        now = raw.leasestub.LeaseLeases(etcdrpc.LeaseLeasesRequest())
-        assert len(now.leases) == len(leases.leases) + 1
         assert held.lease is not None
+        # Leases of other tests may end meanwhile; the one who did not enter left none.
+        assert _leases(raw) - before == {held.lease.id}
     held.lease.revoke()
 
 

@@ -109,6 +109,10 @@ class Probe(ABC):
         """End it all."""
         self._stack.close()
 
+    def hears_of_losses(self, count: int) -> None:
+        """Wait for the signals of losses: another thread sends them than the one that knows."""
+        eventually(lambda: len(self.losses) >= count, PATIENCE)
+
     def next(self) -> int:
         """Return a number that was not there before."""
         self.turn += 1
@@ -252,7 +256,7 @@ class Registered(Probe):
         if self.turn == -1:
             self.begin()
         else:
-            eventually(lambda: self.losses, PATIENCE)
+            self.hears_of_losses(1)
             eventually(lambda: self.registration.registered, PATIENCE)
         self.losses.clear()
         self.works()
@@ -353,6 +357,7 @@ class Locked(Probe):
     def recovers(self) -> None:
         assert self.lock.done.wait(PATIENCE)
         assert not self.lock.held
+        self.hears_of_losses(1 if self.lock.lost_reason else 0)
         before = self.lock
         self.begin()
         self.losses.clear()
@@ -405,6 +410,7 @@ class Elected(Probe):
     def recovers(self) -> None:
         assert self.election.done.wait(PATIENCE)
         assert not self.election.is_leader
+        self.hears_of_losses(2)
         self._campaign()
         assert self.candidate.wait(PATIENCE)
         eventually(lambda: self.others.leader("chief") == "me", PATIENCE)
@@ -455,6 +461,7 @@ class LeaderOnly(Probe):
 
     def recovers(self) -> None:
         if self.term.lost.is_set():
+            self.hears_of_losses(1)
             eventually(self.task, PATIENCE)
             self._enter()
         self.losses.clear()
@@ -498,6 +505,7 @@ class Exclusive(Probe):
 
     def unreachable(self) -> None:
         assert self.term.lost.wait(PATIENCE)
+        self.hears_of_losses(1)
         assert not checkpoint()
         assert self.task() is None
         assert self.skips[-1] == "unreachable"
@@ -519,6 +527,7 @@ class Exclusive(Probe):
 
     def after_reset(self) -> None:
         assert self.term.lost.wait(PATIENCE)
+        self.hears_of_losses(1)
         assert not checkpoint()
         self.recovers()
 
