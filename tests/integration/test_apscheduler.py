@@ -44,14 +44,16 @@ def make_scheduler(etcd_server: EtcdServer, etcd_client: Client) -> Iterator[Mak
     """Schedulers, each with a client of its own, like a process of its own."""
     with ExitStack() as stack:
 
-        def make(endpoint: str | None = None, **options: str) -> LeaderBackgroundScheduler:
+        def make(
+            endpoint: str | None = None, ttl: float = TTL, **options: str
+        ) -> LeaderBackgroundScheduler:
             client = Client(
                 endpoints=[endpoint or etcd_server.endpoint],
                 prefix=etcd_client.prefix,
                 timeout=1.0,
             )
             stack.callback(client.close)
-            scheduler = LeaderBackgroundScheduler(options, client=client, ttl=TTL, prefix="")
+            scheduler = LeaderBackgroundScheduler(options, client=client, ttl=ttl, prefix="")
             stack.callback(stop, scheduler)
             return scheduler
 
@@ -177,6 +179,38 @@ class TestScheduler:
             proxy.refuse(False)
             eventually(lambda: len(runs) >= seen + 3, timeout=20)
             scheduler.shutdown()
+
+    @pytest.mark.slow
+    def test_a_leader_without_etcd_says_so_once(
+        self,
+        make_scheduler: MakeScheduler,
+        etcd_server: EtcdServer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def told() -> list[str]:
+            events = [record.__dict__.get("etcd_event", "") for record in caplog.records]
+            return [event for event in events if event.startswith("tasks.")]
+
+        runs: list[float] = []
+        with FaultProxy(etcd_server.endpoint) as proxy:
+            scheduler = make_scheduler(proxy.endpoint, ttl=60)
+            scheduler.add_job(
+                lambda: runs.append(time.monotonic()), "interval", seconds=INTERVAL, id="tick"
+            )
+            caplog.set_level("DEBUG", logger="etcd_core.tasks")
+            scheduler.start()
+            eventually(lambda: len(runs) >= 2, timeout=20)
+            proxy.refuse()
+            proxy.reset()
+            eventually(lambda: "trying again" in caplog.records[-1].message, timeout=20)
+            again = caplog.text.count("trying again") + 2
+            eventually(lambda: caplog.text.count("trying again") >= again, timeout=20)
+            assert scheduler.term is not None
+            seen = len(runs)
+            proxy.refuse(False)
+            eventually(lambda: len(runs) >= seen + 2, timeout=20)
+            scheduler.shutdown()
+        assert told() == ["tasks.suspended", "tasks.resumed"]
 
     def test_ids(self, make_scheduler: MakeScheduler) -> None:
         scheduler = make_scheduler()

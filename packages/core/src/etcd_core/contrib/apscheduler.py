@@ -9,7 +9,6 @@ last leader noted in etcd. Everything here runs in the scheduler's own thread.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -24,16 +23,14 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.util import obj_to_ref
 
 from etcd_core.errors import EtcdError, InvalidArgument, NotLeader
-from etcd_core.events import Event, fields
 from etcd_core.taskguard import find_client
 
 from .ledger import Ledger, Record
+from .suspension import Suspension
 
 if TYPE_CHECKING:
     from etcd_core import Candidate, Term
     from etcd_core.taskguard import ClientSource
-
-_log = logging.getLogger("etcd_core.tasks")
 
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
@@ -77,6 +74,7 @@ class LeaderScheduler(BaseScheduler):
         self._ledger: Ledger | None = None
         self._term: Term | None = None
         self._noted: dict[str, Record] = {}
+        self._suspension = Suspension("apscheduler")
         super().__init__({} if gconfig is None else gconfig, **options)
 
     @property
@@ -128,18 +126,16 @@ class LeaderScheduler(BaseScheduler):
             term = candidate.term
             if term is None:
                 self._term = None
+                self._suspension.forget()
                 return _POLL_SECONDS
             self._take_over(term)
             self._note_due(term)
         except EtcdError as exc:
             # The jobs in memory may be ahead of what is noted: begin again from the notes.
             self._term = None
-            _log.warning(
-                "apscheduler: no job runs: %s; trying again",
-                exc,
-                extra=fields(Event.TASKS_SUSPENDED, name=self._election_name, reason=str(exc)),
-            )
+            self._suspension.begin(self._election_name, exc)
             return _RETRY_SECONDS
+        self._suspension.end(self._election_name)
         delay: float | None = super()._process_jobs()
         # Not for ever: another process may have added a job to a shared store.
         return self._ttl if delay is None else min(delay, self._ttl)

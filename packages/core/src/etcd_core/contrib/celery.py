@@ -22,6 +22,7 @@ from etcd_core.events import Event, fields
 from etcd_core.taskguard import find_client
 
 from .ledger import Ledger, Record
+from .suspension import Suspension
 
 if TYPE_CHECKING:
     from etcd_core import Candidate, Client, Term
@@ -54,6 +55,7 @@ class LeaderScheduler(Scheduler):
         self._candidate: Candidate | None = None
         self._ledger: Ledger | None = None
         self._term: Term | None = None
+        self._suspension = Suspension("celery beat")
         super().__init__(*args, **kwargs)
 
     @property
@@ -71,6 +73,7 @@ class LeaderScheduler(Scheduler):
         candidate = self._candidacy()
         if not candidate.wait(_WAIT_SECONDS):
             self._term = None
+            self._suspension.forget()
             return 0.0
         try:
             self._take_over(candidate)
@@ -78,12 +81,9 @@ class LeaderScheduler(Scheduler):
         except (EtcdError, _BrokerDown) as exc:
             # What is in memory may be ahead of what was sent: begin again from the records.
             self._term = None
-            _log.warning(
-                "celery beat: %s; trying again",
-                exc,
-                extra=fields(Event.TASKS_SUSPENDED, name=self.election_name, reason=str(exc)),
-            )
+            self._suspension.begin(self.election_name, exc)
             return _RETRY_SECONDS
+        self._suspension.end(self.election_name)
         return delay
 
     def apply_entry(self, entry: ScheduleEntry, producer: object = None) -> None:
