@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -15,6 +17,7 @@ from etcd_core import (
     Client,
     ClosedError,
     Descriptor,
+    Election,
     InvalidArgument,
     NotLeader,
     OutcomeUnknown,
@@ -116,6 +119,34 @@ def test_interference_ends_the_leadership(client: Client, how: str) -> None:
         eventually(lambda: lost == [how])
         election.resign()
     assert client.leader("boss") is None
+
+
+def test_lost_elections_are_not_collected_until_the_close(
+    client: Client, etcd_server: EtcdServer
+) -> None:
+    """A program may campaign again after each loss, and resign from none."""
+    for _ in range(3):
+        election = client.campaign("boss", "one")
+        client.raw.put(election.etcd_key, "thief")
+        assert election.done.wait(10)
+        key, gone = election.etcd_key, weakref.ref(election)
+        del election
+
+        def is_gone(gone: weakref.ref[Election] = gone) -> bool:
+            gc.collect()
+            return gone() is None
+
+        eventually(is_gone)
+        # What the thief left would stand before every later leader.
+        eventually(lambda key=key: client.raw.get(key)[0] is None)
+    # None but the spare one is renewed.
+    eventually(lambda: client.scope().engine.keeper.vitals().count <= client.config.lease_pool)
+
+    kept = client.campaign("boss", "two")
+    client.raw.put(kept.etcd_key, "thief")
+    assert kept.done.wait(10)
+    client.close()
+    assert etcd_server.ctl("get", kept.etcd_key) == ""
 
 
 def test_observe(client: Client) -> None:

@@ -78,7 +78,7 @@ class Election(Owned):
         forking.track(self)
         track(self)
         self._announce(signals.leadership_acquired)
-        ownership.when_lost(self._tell_lost)
+        ownership.when_lost(self._end)
 
     @property
     def identity(self) -> str:
@@ -217,6 +217,12 @@ class Election(Owned):
         state = "leader" if self.is_leader else self.lost_reason or "resigned"
         return f"<Election {self._key!r} {self._identity!r} {state} token={self.token}>"
 
+    def __del__(self) -> None:
+        """Leave the queue for good after a loss: a third party may have kept the key there."""
+        ownership: Ownership | None = getattr(self, "_ownership", None)
+        if ownership is not None:
+            ownership.abandon_from_finalizer()
+
     def _was_proclaimed(self, what: str, raw: bytes, answer: pb.TxnResponse) -> bool:
         """Take the answer in; return False if it must be sent again with what was learned."""
         if answer.succeeded:
@@ -232,6 +238,11 @@ class Election(Owned):
         # A proclamation of ours whose answer was lost: this one, or one before it.
         self._mod_revision = found[0].mod_revision
         return found[0].value == raw
+
+    def _end(self, reason: str) -> None:
+        # A program that campaigns again after each loss would collect them until the close.
+        self._ownership.scope.loosen(self)
+        self._tell_lost(reason)
 
     def _tell_lost(self, reason: str) -> None:
         self._announce(signals.leadership_lost, reason=reason)
@@ -294,6 +305,8 @@ class Candidacy:
         except ClosedError:
             election.resign(timeout=1.0)
             raise
+        if election.lost_reason is not None:
+            self.scope.loosen(election)
         return election
 
 

@@ -227,6 +227,12 @@ class Scope:
             self.check_open(what)
             (self._held_weakly if weakly else self._held)[id(holding)] = holding
 
+    def loosen(self, holding: Holding) -> None:
+        """Keep ``holding`` alive no longer, and let go of it at the close if it is still there."""
+        with self._lock:
+            if self._held.pop(id(holding), None) is not None:
+                self._held_weakly[id(holding)] = holding
+
     def let_go(self, holding: Holding) -> None:
         """Forget ``holding``; idempotent."""
         with self._lock:

@@ -183,8 +183,9 @@ class Ownership:
         It runs in whichever thread notices, so it must not block.
         """
         with self._lock:
-            self._on_lost = callback
             reason = self.lost_reason
+            if reason is None:
+                self._on_lost = callback
         if reason is not None:
             callback(reason)
 
@@ -301,7 +302,8 @@ class Ownership:
                 return
             self.lost_reason = reason
             watch = self._guard_watch
-            tell = self._on_lost
+            # Forgotten, as it keeps alive what a lease that goes on would keep alive with us.
+            tell, self._on_lost = self._on_lost, None
         self.done.set()
         if watch is not None:
             watch.cancel()
