@@ -169,6 +169,7 @@ def test_f37_a_refused_watch_beside_a_live_one(guarded: EtcdServer, counter: Rpc
             follow(engine, "/forbidden/", refused)
             refused.wait(lambda log: log.error)
             assert isinstance(refused.error, PermissionDenied)
+            assert "for user 'app'" in str(refused.error)
             assert "/forbidden/" in str(refused.error)
             last = put(client, "/app/a", "2")
             live.wait_revision(last)
@@ -180,7 +181,7 @@ def test_f37_a_refused_watch_beside_a_live_one(guarded: EtcdServer, counter: Rpc
 
 def test_f37_a_refused_unary_call_is_final(guarded: EtcdServer, counter: RpcCounter) -> None:
     with client_of(guarded, counter, "app", "first") as client:
-        with pytest.raises(PermissionDenied, match="put '/forbidden/a'"):
+        with pytest.raises(PermissionDenied, match=r"put '/forbidden/a'.*for user 'app'"):
             put(client, "/forbidden/a")
         assert counter.counts == {"Authenticate": 1, "Put": 1}
 

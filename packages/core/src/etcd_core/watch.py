@@ -23,7 +23,6 @@ from .errors import (
     ClusterReset,
     Compacted,
     EtcdError,
-    PermissionDenied,
     ServerError,
     Unauthenticated,
 )
@@ -31,7 +30,7 @@ from .events import Event, fields
 from .vitals import WatchVitals
 from .wire import messages as pb
 from .wire.channel import Backoff, CallFailed, Channel, Duplex
-from .wire.classify import Kind, classify
+from .wire.classify import Kind, classify, denied
 from .wire.endpoints import Link
 from .wire.rpc import RANGE, WATCH
 
@@ -516,7 +515,7 @@ class WatchHub:
                 return
             raise _Restart
         if "permission" in reason.lower():
-            self._end(watch, PermissionDenied(f"{watch.what}: permission denied"))
+            self._end(watch, denied(watch.what, self._channel.user))
         else:
             self._end(watch, Unauthenticated(f"{watch.what}: {reason}"))
 

@@ -255,7 +255,7 @@ class Channel:
             )
         except CallFailed as exc:
             # gRPC's text is in ours; its tracebacks would make pages of every outage.
-            raise _typed(exc, what, write=rpc.write) from None
+            raise _typed(exc, what, write=rpc.write, user=self._config.username) from None
         except ClosedError:
             raise ClosedError(f"{what}: the client is closed", outcome_unknown=rpc.write) from None
 
@@ -405,6 +405,11 @@ class Channel:
     def refresh_token(self, seen_generation: int) -> None:
         """Log in again unless another thread has since ``seen_generation``."""
         self._auth.refresh(seen_generation, self.deadline(UNSET))
+
+    @property
+    def user(self) -> str | None:
+        """Who logs in, if anybody."""
+        return self._config.username
 
     @property
     def logs_in(self) -> bool:
@@ -760,10 +765,10 @@ class _AutoSync:
         self._channel.endpoints.replace(_parse_all(urls))
 
 
-def _typed(exc: CallFailed, what: str, *, write: bool) -> EtcdError:
+def _typed(exc: CallFailed, what: str, *, write: bool, user: str | None = None) -> EtcdError:
     """Return the public error for a failure."""
     if exc.kind in (Kind.FINAL, Kind.TOKEN):
-        return final_error(what, exc.code, exc.details)
+        return final_error(what, exc.code, exc.details, user)
     return unanswered_error(what, exc.details, sent=exc.sent, timed_out=exc.timed_out, write=write)
 
 

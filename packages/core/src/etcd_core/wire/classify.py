@@ -116,7 +116,12 @@ def lease_exists(error: EtcdError) -> bool:
     return isinstance(error, ServerError) and "lease already exists" in error.message
 
 
-def final_error(what: str, code: str, details: str) -> EtcdError:
+def denied(what: str, user: str | None) -> PermissionDenied:
+    """Return the error of a user, None where there is no login, whose roles do not allow it."""
+    return PermissionDenied(f"{what}: permission denied" + (f" for user {user!r}" if user else ""))
+
+
+def final_error(what: str, code: str, details: str, user: str | None = None) -> EtcdError:
     """Return the typed error of a FINAL failure (also of a TOKEN failure that a refresh left)."""
     text = f"{what}: {details or code}"
     if code == "NOT_FOUND" and "lease not found" in details:
@@ -130,7 +135,7 @@ def final_error(what: str, code: str, details: str) -> EtcdError:
     if _TOO_LARGE.search(details):
         return RequestTooLarge(f"{text}; etcd takes 1.5 MiB in one request")
     if code == "PERMISSION_DENIED":
-        return PermissionDenied(f"{what}: permission denied")
+        return denied(what, user)
     if code == "UNAUTHENTICATED" or _BAD_PASSWORD.search(details) or _TOKEN.search(details):
         return Unauthenticated(text)
     return ServerError(text, code=code, server_message=details)
