@@ -108,6 +108,8 @@ def test_wrong_arguments_are_told_as_such(make_settings: MakeSettings) -> None:
             dynaconf_etcd.delete(settings, key)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="environment"):
         dynaconf_etcd.write(settings, {"a": 1}, env=5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="timeout"):
+        dynaconf_etcd.write(settings, {"a": 1}, timeout="5")  # type: ignore[arg-type]
 
 
 class Done(NamedTuple):
@@ -130,9 +132,10 @@ def command(
     module = f"config_{tmp_path.name}"
     (tmp_path / f"{module}.py").write_text(
         f"""
+import os
 from dynaconf import Dynaconf
 settings = Dynaconf(
-    settings_files=["settings.toml"],
+    settings_files=os.environ.get("SETTINGS_FILES", "settings.toml").split(),
     root_path={str(tmp_path)!r},
     environments=False,
     loaders=["dynaconf_etcd.loader", "dynaconf.loaders.env_loader"],
@@ -222,6 +225,29 @@ def test_a_push_without_files_deletes_nothing(
     assert command("push", "--yes", "--allow-empty").status == 0
     with pytest.raises(ConfigNotFound):
         source.load()
+
+
+def test_a_push_without_one_of_the_files_deletes_nothing(
+    etcd_client: Client, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SETTINGS_FILES", "settings.toml more.toml conf/*.toml")
+    (tmp_path / "settings.toml").write_text("a = 1\n")
+    source = etcd_client.config_source("app")
+    revision = source.save({"a": 2, "b": 2})
+    for arguments in (("push", "--yes"), ("push",)):
+        refused = command(*arguments)
+        assert refused.status == 2
+        assert "more.toml, conf/*.toml was not found" in refused.stderr
+        assert "--allow-missing" in refused.stderr
+    assert source.load().revision == revision
+
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "one.toml").write_text("c = 3\n")
+    assert "push: more.toml was not found" in command("push", "--yes").stderr
+    assert command("push", "--yes", "--keep").status == 0
+    assert source.load().nested() == {"a": 1, "b": 2, "c": 3}
+    assert command("push", "--yes", "--allow-missing").status == 0
+    assert source.load().nested() == {"a": 1, "c": 3}
 
 
 def test_a_pull_of_nothing_leaves_the_file(

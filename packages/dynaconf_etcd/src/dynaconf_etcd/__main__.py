@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from etcd_core import Client, ConfigNotFound, EtcdError, InvalidArgument
 from etcd_core.keys import config_prefix
@@ -56,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if command is _push:
             sub.add_argument("--keep", action="store_true", help="keep keys the files lack")
+            sub.add_argument(
+                "--allow-missing",
+                action="store_true",
+                help="delete what the files lack although some of them were not found",
+            )
             sub.add_argument(
                 "--allow-empty",
                 action="store_true",
@@ -150,12 +158,20 @@ def _show(old: Mapping[str, object], new: Mapping[str, object], *, keep: bool) -
 def _push(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:
     source = client.config_source(_layer_name(name, asked.env))
     files = _in_files(settings, asked.env)
-    if not _show(_in_etcd(client, name, asked.env), files, keep=asked.keep):
+    stored = _in_etcd(client, name, asked.env)
+    if not _show(stored, files, keep=asked.keep):
         return 0
     if not files and not asked.allow_empty:
         raise InvalidArgument(
             f"push: the settings files hold nothing for this layer ({_files_told(settings)}), so"
             f" everything would be deleted from etcd; add --allow-empty if that is meant"
+        )
+    missing = _missing_files(settings)
+    gone = stored.keys() - files.keys()
+    if files and gone and missing and not (asked.keep or asked.allow_missing):
+        raise InvalidArgument(
+            f"push: {', '.join(missing)} was not found, and what only that held would be deleted"
+            f" from etcd; add --allow-missing if that is meant, or --keep"
         )
     if not asked.yes:
         print("nothing was written; add --yes to write it")
@@ -170,9 +186,19 @@ def _files_told(settings: Settings) -> str:
     read = internals.loaded_files(settings)
     if read:
         return f"read: {', '.join(map(str, read))}"
-    named = settings.get("SETTINGS_FILE_FOR_DYNACONF") or []
-    names = ", ".join(map(str, named if isinstance(named, list) else [named]))
+    names = ", ".join(_missing_files(settings))
     return f"none of them was found: {names}" if names else "there are none"
+
+
+def _missing_files(settings: Settings) -> list[str]:
+    """Return the names, or patterns, of settings files that stand for no file that was read."""
+    named = settings.get("SETTINGS_FILE_FOR_DYNACONF") or []
+    read = [PurePath(path) for path in internals.loaded_files(settings)]
+    return [
+        str(name)
+        for name in (named if isinstance(named, list) else re.split("[,;]", str(named)))
+        if not any(path.match(os.path.normpath(str(name).strip())) for path in read)
+    ]
 
 
 def _pull(asked: argparse.Namespace, settings: Settings, client: Client, name: str) -> int:

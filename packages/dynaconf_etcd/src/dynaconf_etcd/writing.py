@@ -24,6 +24,7 @@ from etcd_core.keys import config_prefix
 from etcd_core.leaves import encode_leaf, flatten, leaf_path
 from etcd_core.mirror import Cause, Entry, View
 from etcd_core.snapshot import Origin, is_own
+from etcd_core.wire.channel import check_timeout
 
 from .layers import MAIN, Refused, Revision
 from .live import Live
@@ -107,6 +108,7 @@ def _change(
     env: str | None,
     timeout: Timeout,
 ) -> int:
+    check_timeout("write", timeout)
     live = live_of(settings, "write")
     if live.accepted.cause in ("snapshot", "absent"):
         raise Conflict("write: these settings do not come from etcd at present")
