@@ -178,6 +178,16 @@ def test_observe_starts_with_the_leader_and_ends_on_close(client: Client) -> Non
             watch.next(1)
 
 
+def test_a_watch_is_an_iterator(client: Client) -> None:
+    with client.observe("boss") as leaders:
+        assert next(leaders) is None
+        with client.campaign("boss", "one"):
+            assert next(leaders) == "one"
+        assert next(leaders) is None
+        leaders.close()
+        assert list(leaders) == []
+
+
 def test_leader_of_nested_name(client: Client) -> None:
     with client.campaign("boss/deputy", "two"):
         assert client.leader("boss") is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
 
 from typing_extensions import Self
 
@@ -94,13 +93,16 @@ class LeaderWatch:
             raise ClosedError(f"{self._what}: the watch is closed")
         return item[0]
 
-    def __iter__(self) -> Iterator[str | None]:
-        """Yield each value until the watch is closed."""
-        while True:
-            try:
-                yield self.next()
-            except ClosedError:
-                return
+    def __iter__(self) -> Self:
+        """Return the watch: it is its own iterator."""
+        return self
+
+    def __next__(self) -> str | None:
+        """Wait for the next value; end when the watch is closed."""
+        try:
+            return self.next()
+        except ClosedError:
+            raise StopIteration from None
 
     def close(self) -> None:
         """End the watch and every :meth:`next` that waits. Idempotent."""

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from typing_extensions import Self
+
 from . import forking, signals
 from .config import UNSET, Timeout
 from .descriptor import Descriptor
@@ -216,6 +218,17 @@ class SharedRegistration:
             RequestTimeout: It took longer than ``timeout``; it goes on in the background.
         """
         self.leave(timeout=timeout)
+
+    def __enter__(self) -> Self:
+        """Return the share."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Leave it; what takes longer goes on in the background, and is logged, not raised."""
+        try:
+            self.deregister()
+        except EtcdError as exc:
+            _log.debug("%s", exc)
 
     def leave(self, *, keep_entry: bool = False, timeout: Timeout = UNSET) -> None:
         """As :meth:`deregister`; with ``keep_entry`` a last one leaves the entry to its TTL.

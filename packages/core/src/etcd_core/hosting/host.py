@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from blinker import Signal
+from typing_extensions import Self
 
 from .. import forking
 from ..events import Event, fields
@@ -184,6 +185,14 @@ class ServiceHost:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def __enter__(self) -> Self:
+        """Return the host."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Deregister and close its client."""
+        self.close()
 
     def after_fork_in_child(self) -> None:
         """Start afresh: the parent's agent is not ours."""

@@ -18,14 +18,14 @@ from etcd_core.ownership import Compare
 class _Lost(Latch):
     """Tells a task of its loss by the same signal as a real one."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, identity: str, token: int) -> None:
         super().__init__()
-        self._name = name
+        self._told = {"key": name, "identity": identity, "token": token, "reason": "fake"}
 
     def set(self) -> None:
         """Lose the leadership."""
         super().set()
-        signals.send(signals.leadership_lost, None, key=self._name, reason="fake")
+        signals.send(signals.leadership_lost, None, **self._told)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def fake_leader(name: str, *, token: int = 1, identity: str = "fake") -> Iterato
         ...     assert report() is not None
     """
     require_name("fake_leader", "name", name)
-    lost = _Lost(name)
+    lost = _Lost(name, identity, token)
     key = queue_key(election_prefix("/fake", name).encode(), 1)
     term = Term(
         name=name,
