@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
 
 import pytest
 
+import hosting_table
 from etcd_core import Client, Config
 from etcd_core.testing import EtcdServer, FaultProxy
-
-# Here, since the process that prints the summary loads this file only.
-from hosting_table import pytest_terminal_summary  # noqa: F401
+from takeovers import show_takeovers
 
 MakeClient = Callable[..., Client]
 
@@ -71,3 +73,39 @@ def _library_threads() -> set[threading.Thread]:
         for thread in threading.enumerate()
         if thread.name.startswith("etcd-") and not thread.name.startswith("etcd-test-")
     }
+
+
+# Here, since the process that prints the summary loads this file only.
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured, and what each suite cost."""
+    reports = [
+        report
+        for group in terminalreporter.stats.values()
+        for report in group
+        if isinstance(report, pytest.TestReport)
+    ]
+    hosting_table.pytest_terminal_summary(terminalreporter)
+    show_takeovers(terminalreporter, reports)
+    _show_suites(terminalreporter, reports)
+
+
+def _show_suites(
+    terminalreporter: pytest.TerminalReporter, reports: Iterable[pytest.TestReport]
+) -> None:
+    """Print the summed seconds of each suite; several run at a time, so a run takes less."""
+    seconds: dict[str, float] = defaultdict(float)
+    for report in reports:
+        seconds[_suite(report.nodeid)] += report.duration
+    if not seconds:
+        return
+    each = ", ".join(f"{suite} {spent:.0f}" for suite, spent in sorted(seconds.items()))
+    text = f"seconds per suite: {each}; in all {sum(seconds.values()):.0f}"
+    terminalreporter.ensure_newline()
+    for line in textwrap.wrap(text, 100, break_on_hyphens=False):
+        terminalreporter.write_line(line)
+
+
+def _suite(nodeid: str) -> str:
+    """Return the folder below ``tests``, or the name of a file that is in none."""
+    *folders, file = PurePosixPath(nodeid.partition("::")[0]).parts
+    return "/".join(folders[1:]) or PurePosixPath(file).stem.removeprefix("test_")

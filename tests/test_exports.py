@@ -129,7 +129,7 @@ HOOKS_INTO_CELERY = CORE / "hosting" / "running.py"
 FLOORS = [
     {"events"},
     {"errors", "forking", "latch", "signals"},
-    {"keys", "dispatch", "masking", "resolver", "taskrun", "telemetry", "vitals"},
+    {"brokers", "keys", "dispatch", "masking", "resolver", "taskrun", "telemetry", "vitals"},
     {"leaves", "config", "presence", "taskguard"},
     {"wire"},
     {"watch", "lease"},

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from etcd_core import Client, InvalidArgument, current_term, exclusive, leader_only
+from etcd_core import Client, InvalidArgument, LockTimeout, current_term, exclusive, leader_only
 from etcd_core.testing import EtcdServer, fake_leader, no_leader
 
 
@@ -47,7 +47,46 @@ class TestDramatiq:
             leader_only("import")(load)
 
 
+    def test_a_message_that_would_be_dropped_fails(self) -> None:
+        dramatiq = pytest.importorskip("dramatiq")
+        stub = pytest.importorskip("dramatiq.brokers.stub")
+        broker = stub.StubBroker()
+
+        @dramatiq.actor(broker=broker, max_retries=0)
+        @leader_only("import")
+        def load(feed: str) -> None: ...
+
+        worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
+        worker.start()
+        try:
+            with no_leader("import"):
+                load.send("a")
+                with pytest.raises(InvalidArgument, match=r"dramatiq gives .*take exclusive\(\)"):
+                    broker.join(load.queue_name, fail_fast=True, timeout=20_000)
+                worker.join()
+        finally:
+            worker.stop()
+
+
 class TestHuey:
+    def test_a_message_that_would_be_dropped_fails(self) -> None:
+        huey = pytest.importorskip("huey")
+        app = huey.MemoryHuey(immediate=True)
+
+        @app.task()
+        @leader_only("import")
+        def load() -> None: ...
+
+        @app.task()
+        @leader_only("import", allow_drop=True, default="dropped")
+        def allowed() -> str:
+            return "ran"
+
+        with no_leader("import"):
+            with pytest.raises(huey.exceptions.TaskException, match=r"take exclusive\(\)"):
+                load().get()
+            assert allowed().get() == "dropped"
+
     def test_the_guard_goes_below_the_task(self, etcd_client: Client) -> None:
         huey = pytest.importorskip("huey")
         app = huey.MemoryHuey(immediate=True)
@@ -136,7 +175,76 @@ class TestFlask:
                 client.close()
 
 
+    def test_its_own_guards_use_its_client(
+        self, etcd_client: Client, etcd_server: EtcdServer
+    ) -> None:
+        flask = pytest.importorskip("flask")
+        flask_etcd = pytest.importorskip("flask_etcd")
+        extension = flask_etcd.Etcd()
+
+        @extension.exclusive("job", otherwise="raise")
+        def task() -> int:
+            return current_term().token
+
+        @extension.leader_only("job", allow_drop=True)
+        def led() -> int:
+            return current_term().token
+
+        app = flask.Flask("one")
+        app.config["ETCD_ENDPOINTS"] = [etcd_server.endpoint]
+        app.config["ETCD_PREFIX"] = etcd_client.prefix
+        extension.init_app(app)
+        try:
+            assert task() > 0
+            with etcd_client.lock("job"), pytest.raises(LockTimeout):
+                task()
+            assert led() > 0
+            assert etcd_client.leader("job") is not None
+        finally:
+            extension.client.close()
+
+
 class TestDjango:
+    GUARDS = """
+        import sys
+        import django
+        from django.conf import settings
+        settings.configure(
+            INSTALLED_APPS=["django_etcd"],
+            ETCD={"ENDPOINTS": [sys.argv[1]], "PREFIX": sys.argv[2]},
+        )
+        django.setup()
+        import django_etcd
+        from etcd_core import current_term, set_default_client
+
+        set_default_client(lambda: None)  # what another library of the process might do
+
+        @django_etcd.leader_only("led")
+        def led():
+            return current_term().token
+
+        @django_etcd.exclusive("job", otherwise="raise")
+        def task():
+            return current_term().token
+
+        print(led() > 0, task() > 0, django_etcd.client().leader("led") is not None)
+        django_etcd.ready(False)
+        django_etcd.client().close()
+    """
+
+    def test_its_own_guards_use_its_client(
+        self, etcd_client: Client, etcd_server: EtcdServer
+    ) -> None:
+        pytest.importorskip("django")
+        command = [sys.executable, "-c", textwrap.dedent(self.GUARDS)]
+        done = subprocess.run(
+            [*command, etcd_server.endpoint, etcd_client.prefix],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert done.stdout.split() == ["True"] * 3, done.stderr
+
     SCRIPT = """
         import sys
         import django

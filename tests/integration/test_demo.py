@@ -88,6 +88,8 @@ def test_every_step_is_seen(tmp_path: Path) -> None:
         assert [title for _, _, title, _ in seen] == STEPS
         total = re.fullmatch(r"every step was seen to happen, in (\d+\.\d) s", last)
         assert total is not None, output
+        # Alone it takes less than half of the promised 30 s; here it runs beside other tests.
+        assert float(total[1]) < 60, output
         assert sum(float(seconds) for _, seconds, _, _ in seen) <= float(total[1]) + 0.2
         expect_nothing_left(tmp_path)
 

@@ -261,6 +261,17 @@ class TestBrokers:
             with pytest.raises(InvalidArgument, match=r"take exclusive\(\)"):
                 leader_only("unit")(task)
 
+    def test_who_calls_is_told_from_the_stack(self) -> None:
+        skipped = leader_only("unit", default="skipped")(lambda: None)
+        module = {"task": skipped, "__name__": "rq.job"}
+        with no_leader("unit"):
+            with pytest.raises(InvalidArgument, match="rq gives each message"):
+                eval("task()", module)
+            assert eval("task()", {**module, "__name__": "shop.rq"}) == "skipped"
+            # By code of the program that a broker calls, which may do with the answer as it likes.
+            call = eval("lambda: run()", {"run": lambda: skipped(), "__name__": "rq.job"})
+            assert call() == "skipped"
+
     def test_a_guard_above_the_brokers_decorator_is_refused(self) -> None:
         for guard in (
             leader_only("unit", allow_drop=True),
@@ -272,6 +283,18 @@ class TestBrokers:
 
 
 class TestExclusive:
+    def test_a_fake_tells_its_loss_as_a_real_term(self) -> None:
+        told: list[tuple[object, ...]] = []
+
+        def lost(
+            sender: object, *, key: str, identity: str, token: int, reason: str, **_: object
+        ) -> None:
+            told.append((key, identity, token, reason))
+
+        with signals.leadership_lost.connected_to(lost), fake_leader("unit", token=7) as term:
+            term.lost.set()
+        assert told == [("unit", "fake", 7, "fake")]
+
     def test_it_is_faked_as_leader_only_is(self, skips: list[tuple[object, str, str]]) -> None:
         task = exclusive("unit")(lambda: current_term().token)
         with fake_leader("unit", token=3):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -11,6 +13,25 @@ import pytest
 from etcd_core.testing import EtcdServer
 from hosting_table import record
 from serving import Registry, ServerProcess, Start, free_port
+
+# Promised is that etcd delays a stop by 2 s at most. The rest is for what a stop takes anyway: a
+# server that is told by a signal, an interpreter that shuts down, on a machine that is busy.
+_PROMISED = 2.0
+_ALLOWED = 3.0
+
+
+@pytest.fixture
+def stop_in_time() -> Callable[[ServerProcess], int]:
+    """Stops a server with SIGTERM as etcd does not answer; gives its exit code."""
+
+    def stop(server: ServerProcess) -> int:
+        begun = time.monotonic()
+        code = server.stop(signal.SIGTERM)
+        took = time.monotonic() - begun
+        assert took <= _PROMISED + _ALLOWED, f"{took:.1f} s\n{server.output}"
+        return code
+
+    return stop
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ class Event(str, enum.Enum):
     RELEASE_FAILED = "release.failed"
     STORE_RESET = "store.reset"
     TASK_NOT_SENT = "task.not_sent"
+    TASK_REFUSED = "task.refused"
     TASK_SENT = "task.sent"
     TASK_UNREADABLE = "task.unreadable"
     TASKS_RESUMED = "tasks.resumed"

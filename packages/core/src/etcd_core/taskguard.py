@@ -33,6 +33,7 @@ from typing import (
 from typing_extensions import ParamSpec
 
 from . import signals
+from .brokers import broker_of
 from .errors import EtcdError, InvalidArgument
 from .events import Event, fields
 from .keys import require_name
@@ -54,9 +55,6 @@ Otherwise = Literal["skip", "raise", "wait"]
 
 ClientSource = Union["Client", Callable[[], "Client"]]
 """A client, or a function that gives one when a task is called."""
-
-# Their task objects are more than functions, and a guard around one would hide that.
-_BROKERS = ("celery", "dramatiq", "huey", "rq")
 
 _default_client: ClientSource | None = None
 # Until when the log need not tell of an engine's outage: for ever once it did, however many tasks
@@ -263,7 +261,7 @@ class TaskGuard(ABC, Generic[D_co]):
             with Run(self, admitted):
                 return function(*args, **kwargs)
 
-        return call
+        return self._decorated(call)
 
     def _guarded_async(
         self, function: Callable[P, Coroutine[object, object, T]]
@@ -278,10 +276,17 @@ class TaskGuard(ABC, Generic[D_co]):
             async with AsyncRun(self, admitted):
                 return await function(*args, **kwargs)
 
+        return self._decorated(call)
+
+    def _decorated(self, call: Callable[P, T]) -> Callable[P, T]:
+        """Do what the kind of guard does with what it made."""
         return call
 
     def _check_call(self, function: object) -> None:
         """Refuse a call that the kind of guard does not suit."""
+
+    def _check_skip(self) -> None:
+        """Refuse to skip where the kind of guard does not suit the caller."""
 
     def _ask(self) -> Pass:
         admitted = self._known() or self._admit(self._client(), threading.Event())
@@ -325,6 +330,7 @@ class TaskGuard(ABC, Generic[D_co]):
     def _refuse(self, function: object, refused: Refused) -> None:
         if self._otherwise != "skip":
             raise fresh(refused.error) from None
+        self._check_skip()
         sender = qualified_name(function)
         if self.name in _fakes:
             send = signals.send
@@ -453,12 +459,6 @@ def qualified_name(function: object) -> str:
     inner = function.func if isinstance(function, functools.partial) else function
     name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
     return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
-
-
-def broker_of(function: object) -> str | None:
-    """Return the name of the task broker whose task object this is."""
-    roots = {base.__module__.partition(".")[0] for base in type(function).__mro__}
-    return next((broker for broker in _BROKERS if broker in roots), None)
 
 
 def _is_async(function: object) -> bool:

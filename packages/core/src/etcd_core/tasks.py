@@ -6,22 +6,24 @@ at the first call only. Has no thread of its own; see :mod:`taskguard` and :mod:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import socket
-import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, cast, overload
 
 from typing_extensions import Never
 
-from . import forking
+from . import brokers, forking
 from .errors import (
     OUTAGE,
     ClosedError,
     ConnectionFailed,
     EtcdError,
+    InvalidArgument,
     LeaseLost,
     LockTimeout,
     NotLeader,
@@ -32,9 +34,10 @@ from .taskguard import (
     D_co,
     Options,
     Otherwise,
+    P,
     Refused,
+    T,
     TaskGuard,
-    broker_of,
     fresh,
     use_client,
 )
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from .lock import Lock
 
 D = TypeVar("D")
+F = TypeVar("F", bound=Callable[..., object])
 
 _LEADER_TTL = 15.0
 _LOCK_TTL = 30.0
@@ -65,6 +69,20 @@ def set_default_client(provider: ClientSource | None) -> None:
         InvalidArgument: It is neither.
     """
     use_client(provider)
+
+
+def with_client(decorator: F, client: ClientSource) -> F:
+    """Return ``leader_only`` or ``exclusive`` with a client where a call names none.
+
+    Example:
+        >>> nightly_only = with_client(leader_only, lambda: app.client)
+    """
+
+    @functools.wraps(decorator)
+    def bound(name: str, **options: object) -> object:
+        return decorator(name, **{"client": client, **options})
+
+    return cast("F", bound)
 
 
 def current_term() -> Term:
@@ -192,31 +210,34 @@ class LeaderGuard(TaskGuard[D_co]):
         return None
 
     def _check_function(self, function: object) -> None:
-        broker = broker_of(function)
+        broker = brokers.broker_of(function)
         if broker is not None and self._drops:
-            self._bad(self._dropping(broker))
+            raise self._dropping(broker)
         super()._check_function(function)
+
+    def _decorated(self, call: Callable[P, T]) -> Callable[P, T]:
+        if self._drops:
+            brokers.mark(call, str(self._dropping("celery")))
+        return call
 
     def _check_call(self, function: object) -> None:
         # A guard below @app.task sees the function only; what it is part of shows when it runs.
-        celery = sys.modules.get("celery") if self._drops else None
-        task = getattr(celery, "current_task", None)
-        if not task or task.request.called_directly:
-            return
-        body = task.run
-        while body is not None and body is not function:
-            body = getattr(body, "__wrapped__", None)
-        if body is function:
-            self._bad(self._dropping("celery"))
+        if self._drops and brokers.runs_for_celery(function):
+            raise self._dropping("celery")
+
+    def _check_skip(self) -> None:
+        broker = None if self._allow_drop else brokers.calling_broker()
+        if broker is not None:
+            raise self._dropping(broker)
 
     @property
     def _drops(self) -> bool:
         return self._otherwise == "skip" and not self._allow_drop
 
-    def _dropping(self, broker: str) -> str:
-        return (
-            f"{broker} gives each message to one process, and one that does not lead would drop "
-            "it; take exclusive(), or allow_drop=True if that is what you want"
+    def _dropping(self, broker: str) -> InvalidArgument:
+        return InvalidArgument(
+            f"{self.what}: {broker} gives each message to one process, and one that does not lead"
+            " would drop it; take exclusive(), or allow_drop=True if that is what you want"
         )
 
 

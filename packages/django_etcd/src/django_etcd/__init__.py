@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from etcd_core import signals
-from etcd_core.tasks import exclusive, leader_only
+from etcd_core import tasks
 
+from . import signals
 from ._state import current_host
 
 if TYPE_CHECKING:
@@ -48,3 +48,8 @@ def ready(ready: bool) -> None:
     The entry stays while another worker of the server is ready.
     """
     current_host().ready(ready)
+
+
+# With this client, whatever else in the process has named one for all tasks.
+leader_only = tasks.with_client(tasks.leader_only, client)
+exclusive = tasks.with_client(tasks.exclusive, client)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING
 
 from flask import (
     Blueprint,
@@ -18,23 +18,19 @@ from flask import (
     request,
     request_started,
 )
-from typing_extensions import Never
 
 from etcd_core import statuspage
 from etcd_core.errors import InvalidConfig
 from etcd_core.hosting import HostOptions, ServiceHost, process
 from etcd_core.hosting.health import check
 from etcd_core.hosting.options import OPTIONS
-from etcd_core.taskrun import OnLost
-from etcd_core.tasks import LeaderGuard, leader_only, set_default_client
+from etcd_core.tasks import exclusive, leader_only, set_default_client, with_client
 
 from .signals import forward
 
 if TYPE_CHECKING:
     from etcd_core import Client, ServiceView
     from etcd_core.sharing import SharedRegistration
-
-D = TypeVar("D")
 
 EXTENSION = "etcd"
 PREFIX = "ETCD_"
@@ -49,6 +45,10 @@ class Etcd:
     Args:
         app: The application; or call :meth:`init_app` later.
 
+    Attributes:
+        leader_only: :func:`etcd_core.leader_only`, with this extension's client.
+        exclusive: :func:`etcd_core.exclusive`, with this extension's client.
+
     Example:
         >>> etcd = Etcd()
         >>> def create_app():
@@ -60,6 +60,8 @@ class Etcd:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._hosts: weakref.WeakSet[ServiceHost] = weakref.WeakSet()
+        self.leader_only = with_client(leader_only, lambda: self.client)
+        self.exclusive = with_client(exclusive, lambda: self.client)
         if app is not None:
             self.init_app(app)
 
@@ -165,76 +167,6 @@ class Etcd:
             '10.0.0.5:8080'
         """
         return self.client.services(name)
-
-    @overload
-    def leader_only(
-        self,
-        name: str,
-        *,
-        identity: str | None = None,
-        ttl: float = 15.0,
-        otherwise: Literal["skip"] = "skip",
-        default: None = None,
-        min_remaining: float = 0.0,
-        at_least_for: float = 0.0,
-        on_lost: OnLost = "signal",
-    ) -> LeaderGuard[None]: ...
-
-    @overload
-    def leader_only(
-        self,
-        name: str,
-        *,
-        identity: str | None = None,
-        ttl: float = 15.0,
-        otherwise: Literal["skip"] = "skip",
-        default: D,
-        min_remaining: float = 0.0,
-        at_least_for: float = 0.0,
-        on_lost: OnLost = "signal",
-    ) -> LeaderGuard[D]: ...
-
-    @overload
-    def leader_only(
-        self,
-        name: str,
-        *,
-        identity: str | None = None,
-        ttl: float = 15.0,
-        otherwise: Literal["raise", "wait"],
-        wait: float | None = None,
-        min_remaining: float = 0.0,
-        at_least_for: float = 0.0,
-        on_lost: OnLost = "signal",
-    ) -> LeaderGuard[Never]: ...
-
-    def leader_only(
-        self,
-        name: str,
-        *,
-        identity: str | None = None,
-        ttl: float = 15.0,
-        otherwise: Literal["skip", "raise", "wait"] = "skip",
-        wait: float | None = None,
-        default: object = None,
-        min_remaining: float = 0.0,
-        at_least_for: float = 0.0,
-        on_lost: OnLost = "signal",
-    ) -> LeaderGuard[object]:
-        """As :func:`etcd_core.leader_only`, with this extension's client."""
-        guard: LeaderGuard[object] = leader_only(  # type: ignore[call-overload]
-            name,
-            client=lambda: self.client,
-            identity=identity,
-            ttl=ttl,
-            otherwise=otherwise,
-            wait=wait,
-            default=default,
-            min_remaining=min_remaining,
-            at_least_for=at_least_for,
-            on_lost=on_lost,
-        )
-        return guard
 
     def _host(self) -> ServiceHost:
         if has_app_context():
