@@ -105,8 +105,8 @@ class ServerProcess:
 
     @property
     def output(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        # Not through the descriptor: the child shares its place, and would overwrite its lines.
+        return Path(self._log.name).read_text()
 
     def get(self, path: str = "/") -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:

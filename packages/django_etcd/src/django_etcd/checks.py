@@ -72,7 +72,7 @@ def _warnings(options: HostOptions, register: object) -> list[CheckMessage]:
         found.append(
             Warning(
                 f"ETCD REGISTER is the text {register!r}, which counts as {options.register}.",
-                hint='Write "auto" (when this process serves), True (in any process) or False.',
+                hint='Write "auto" (when this process serves), True (in tests too) or False.',
                 id="django_etcd.W003",
             )
         )

@@ -2,6 +2,7 @@ import atexit
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import click
+import told  # noqa: F401
 from flask import Flask, current_app, request
 
 from etcd_core.hosting import listeners
@@ -21,6 +23,16 @@ logging.getLogger("etcd_core").setLevel("INFO")
 other_socket = socket.create_server(("127.0.0.1", 0)) if "TEST_OTHER_SOCKET" in os.environ else None
 if "TEST_NO_PROC" in os.environ:
     listeners._FD_DIRECTORY = "/nonexistent"
+
+
+def handle_sigterm(*_: object) -> None:
+    """What a program of its own mind does with the signal."""
+    os.write(1, b"the program's own handler\n")
+    sys.exit(7)
+
+
+if os.environ.get("TEST_OWN_SIGTERM") == "before":
+    signal.signal(signal.SIGTERM, handle_sigterm)
 
 etcd = Etcd()
 
@@ -59,7 +71,7 @@ def create_app() -> Flask:
         ETCD_PREFIX=os.environ["TEST_PREFIX"],
         ETCD_SERVICE_NAME=os.environ["TEST_SERVICE"],
         ETCD_SERVICE_METADATA={"framework": "flask"},
-        ETCD_SERVICE_TTL=os.environ.get("TEST_TTL", "60"),
+        ETCD_SERVICE_TTL=os.environ.get("TEST_TTL", "600"),
         ETCD_TIMEOUT=2,
     )
     for name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN", "READY", "READY_INTERVAL"):
@@ -97,6 +109,9 @@ def create_app() -> Flask:
 
 
 app = create_app()
+
+if os.environ.get("TEST_OWN_SIGTERM") == "after":
+    signal.signal(signal.SIGTERM, handle_sigterm)
 
 if __name__ == "__main__":
     app.run(port=int(os.environ["TEST_PORT"]), debug=os.environ.get("TEST_DEBUG") == "1")

@@ -39,6 +39,7 @@ _log = logging.getLogger("etcd_core.hosting")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _IMPORT_PATIENCE = 5.0
+_SUPERVISOR_SECONDS = 1.0
 _DRAIN_STEP = 0.1
 
 _Command = Literal["stop", "drain", "pause", "resume", "look"]
@@ -419,11 +420,11 @@ class _Agent:
         """
         pause = _FIRST_PAUSE
         before: list[Listener] = []
-        since = time.monotonic()
+        since = began = time.monotonic()
         while not self._stopping:
-            if self.forced and self._address_is_given():
-                return None
             found = self._listeners()
+            if self.forced and self._address_is_given() and self._needs_no_socket(found, began):
+                return None
             if found != before:
                 before, since, pause = found, time.monotonic(), _FIRST_PAUSE
             elif found and self._is_settled(time.monotonic() - since):
@@ -433,6 +434,12 @@ class _Agent:
             self._sleep(pause)
             pause = min(pause * 1.25, _LONGEST_PAUSE)
         return None
+
+    @staticmethod
+    def _needs_no_socket(found: list[Listener], began: float) -> bool:
+        # A reloader's parent shows itself only some time after it loaded the application.
+        patient = found or time.monotonic() - began >= _SUPERVISOR_SECONDS
+        return bool(patient) and not process.is_supervisor()
 
     def _is_settled(self, seconds: float) -> bool:
         # What listens while modules are still imported is hardly the server.

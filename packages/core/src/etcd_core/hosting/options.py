@@ -50,7 +50,8 @@ class HostOptions:
         service_id: The instance's id; None: made from the advertised address.
         metadata: The instance's metadata.
         ttl: Seconds until etcd drops the entry of a server that died.
-        register: ``"auto"``: when this process serves; True: when it runs; False: never.
+        register: ``"auto"``: when this process serves; True: that too where a test suite
+            runs, and without a listening socket where the address is given; False: never.
         drain: Seconds between "draining" and deregistration at shutdown.
         ready: Returns whether this process may be called, or the dotted path of such a function;
             None: it always may, unless it was taken out by hand.

@@ -1,6 +1,8 @@
 import logging
 import os
 
+import told  # noqa: F401
+
 from etcd_core.hosting import listeners
 
 if "TEST_NO_PROC" in os.environ:
@@ -50,7 +52,7 @@ ETCD = {
     "PREFIX": os.environ["TEST_PREFIX"],
     "SERVICE_NAME": os.environ["TEST_SERVICE"],
     "SERVICE_METADATA": {"framework": "django"},
-    "SERVICE_TTL": os.environ.get("TEST_TTL", "60"),
+    "SERVICE_TTL": os.environ.get("TEST_TTL", "600"),
     "TIMEOUT": 2,
 }
 for _name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN", "READY", "READY_INTERVAL"):
