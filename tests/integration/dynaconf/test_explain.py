@@ -9,7 +9,7 @@ import pytest
 from dynaconf import Dynaconf, Validator
 
 import dynaconf_etcd
-from etcd_core import Client
+from etcd_core import Client, InvalidArgument
 
 MakeSettings = Callable[..., Dynaconf]
 
@@ -57,3 +57,29 @@ def test_explain(
     assert layers("kw")[0] == "program"
     nothing = dynaconf_etcd.explain(settings, "nothing.here")
     assert (nothing.exists, nothing.provider) == (False, None)
+
+
+def test_items_of_lists(etcd_client: Client, make_settings: MakeSettings) -> None:
+    etcd_client.config_source("app").save({"hosts": ["a", {"name": "b"}]})
+    settings = make_settings('hosts = ["file"]\n', etcd={"watch": False})
+    first = dynaconf_etcd.explain(settings, "hosts.0")
+    assert first.provider is not None
+    assert (first.value, first.provider.layer, first.provider.value) == ("a", "etcd", "a")
+    assert [each.value for each in first.overrides] == ["file"]
+    assert dynaconf_etcd.explain(settings, "hosts.1.name").value == "b"
+
+
+@pytest.mark.parametrize("key", ["hosts.5", "hosts.x", "hosts.-1", "hosts.0.x", "hosts.1.name.x"])
+def test_what_is_missing_is_missing(
+    etcd_client: Client, make_settings: MakeSettings, key: str
+) -> None:
+    etcd_client.config_source("app").save({"hosts": ["a", {"name": "b"}]})
+    nothing = dynaconf_etcd.explain(make_settings(etcd={"watch": False}), key)
+    assert (nothing.exists, nothing.value, nothing.provider) == (False, None, None)
+
+
+@pytest.mark.parametrize("key", [5, None, b"hosts", ""])
+def test_what_is_no_path_is_refused(make_settings: MakeSettings, key: object) -> None:
+    settings = make_settings(etcd={"watch": False})
+    with pytest.raises(InvalidArgument):
+        dynaconf_etcd.explain(settings, key)  # type: ignore[arg-type]

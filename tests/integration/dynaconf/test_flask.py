@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from dynaconf import Dynaconf, FlaskDynaconf
 from flask import Flask
 
 import dynaconf_etcd
+from dynaconf_etcd import frameworks
 from etcd_core import Client
 from etcd_core.testing import EtcdServer, eventually
 
@@ -63,6 +66,31 @@ def test_app_config_is_live(etcd_client: Client, make_settings: MakeSettings, gi
     assert config["MINE"] == "at run time"
     assert config["TESTING"] is False
     assert settings.TITLE == "two"
+
+
+def test_a_frozen_config_forgets_too(etcd_client: Client, make_settings: MakeSettings) -> None:
+    source = etcd_client.config_source("app")
+    source.save({"gone": 1, "kept": 1})
+    app = Flask("app")
+    FlaskDynaconf(app, dynaconf_instance=make_settings())
+    assert app.config["GONE"] == 1
+    gc.freeze()  # as servers do before they fork
+    try:
+        source.update({}, delete=["gone"])
+        eventually(lambda: app.config.get("GONE") is None)
+        assert app.config["KEPT"] == 1
+    finally:
+        gc.unfreeze()
+
+
+def test_a_config_is_let_go() -> None:
+    app = Flask("app")
+    FlaskDynaconf(app, dynaconf_instance=Dynaconf(loaders=[]))
+    assert any(each is app.config for each in frameworks._flask_configs.values())
+    held = weakref.ref(app.config)
+    app.config = None
+    gc.collect()
+    assert held() is None
 
 
 def test_flask_switches_environments_on(

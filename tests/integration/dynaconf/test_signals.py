@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from dynaconf import Dynaconf, Validator
 import dynaconf_etcd
 from dynaconf_etcd import config_changed, config_rejected, on_change
 from etcd_core import Client, InvalidArgument
-from etcd_core.testing import eventually
+from etcd_core.testing import EtcdServer, eventually
 
 MakeSettings = Callable[..., Dynaconf]
 
@@ -119,6 +121,82 @@ def test_a_slow_callback_holds_up_nothing_else(
         release.set()
         slow.cancel()
         quick.cancel()
+
+
+def test_on_change_of_an_item_of_a_list(etcd_client: Client, make_settings: MakeSettings) -> None:
+    source = etcd_client.config_source("app")
+    source.save({"hosts": ["a", "b"], "step": 0})
+    settings = make_settings()
+    items: list[tuple[object, object]] = []
+    others: list[object] = []
+    on_change(settings, "hosts.1")(lambda change: items.append((change.old, change.new)))
+    on_change(settings, "hosts.name")(lambda change: others.append(change.new))
+    source.update({"hosts": ["a"]})
+    eventually(lambda: items == [("b", None)])
+    source.update({"hosts": ["a", "c"]})
+    eventually(lambda: items == [("b", None), (None, "c")])
+    source.update({"hosts": {"name": "n"}}, delete=["hosts"])
+    eventually(lambda: items[2:] == [("c", None)] and others == ["n"])
+
+
+@pytest.mark.parametrize("key", [5, None, b"hosts"])
+def test_a_key_that_is_no_text_is_refused(make_settings: MakeSettings, key: object) -> None:
+    settings = make_settings(etcd={"watch": False})
+    with pytest.raises(InvalidArgument, match="the key must be a str"):
+        on_change(settings, key)  # type: ignore[arg-type]
+
+
+def test_on_change_in_a_forked_child(
+    etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path
+) -> None:
+    etcd_client.config_source("app").save({"a": 1})
+    script = f"""
+import os, dynaconf_etcd
+from dynaconf import Dynaconf
+from etcd_core import Client, Config
+from etcd_core.testing import eventually
+
+def make():
+    table = {{
+        "endpoints": [{etcd_server.endpoint!r}], "prefix": {etcd_client.prefix!r}, "name": "app"
+    }}
+    return Dynaconf(loaders=["dynaconf_etcd.loader"], etcd=table)
+
+settings = make()
+told = []
+dynaconf_etcd.on_change(settings, "a")(lambda change: told.append(change.new))
+
+def write(value):
+    with Client(Config([{etcd_server.endpoint!r}], prefix={etcd_client.prefix!r})) as client:
+        client.config_source("app").update({{"a": value}})
+
+write(2)
+eventually(lambda: told == [2])
+child = os.fork()
+if child == 0:
+    status = 1
+    try:
+        other = make()
+        assert other.A == 2  # which makes this process follow etcd
+        write(3)
+        eventually(lambda: other.A == 3)
+        eventually(lambda: told == [2, 3])
+        status = 0
+    finally:
+        os._exit(status)
+assert os.waitpid(child, 0)[1] == 0
+eventually(lambda: told == [2, 3])
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_settings_without_the_loader_are_refused() -> None:

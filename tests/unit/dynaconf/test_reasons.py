@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from dynaconf import Dynaconf, ValidationError, Validator
 from hypothesis import example, given
+from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from dynaconf_etcd import internals
@@ -49,6 +50,7 @@ def test_no_part_of_a_secret_is_told(secret: str, start: int, size: int, around:
         assert not _leaks(text, secret)
 
 
+@tuned(deadline=None)  # each example makes several settings objects
 @given(secrets)
 def test_no_error_of_a_validator_tells_a_secret(secret: str) -> None:
     def raises(value: str) -> bool:

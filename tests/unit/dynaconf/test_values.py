@@ -62,11 +62,25 @@ def test_a_literal_is_a_string_to_everybody_else() -> None:
         "settings_module",
         "yaml",
         "_anything",
+        "dynaconf include",
+        "Dynaconf Include",
+        "dynaconf merge",
+        " registered hooks",
+        "settings file for dynaconf",
+        "\tincludes_for_dynaconf",
+        "includes_for_dynaconf ",
+        "includes_for_dynaconf[0]",
+        "includes_for_dynaconf____x",
+        "post_hoo\u212as",
+        "\u0131ncludes",
+        "nested_separator",
+        "redis_enabled",
+        "secrets",
     ],
 )
 def test_names_of_dynaconf_are_reserved(name: str) -> None:
-    assert is_reserved(name)
     assert tree_of({name: 1, "mine": 2}, "__", evaluate=False) == {"MINE": 2}
+    assert tree_of({name: 1, "mine": 2}, "__", evaluate=True) == {"MINE": 2}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +94,14 @@ def test_names_of_dynaconf_are_reserved(name: str) -> None:
         ("yaml__x.y", True),
         ("a.dynaconf_merge", True),
         ("a.yaml", False),
+        ("dynaconf include", True),
+        ("a.dynaconf merge", True),
+        ("a.dynaconf merge.b", True),
+        ("a__dynaconf_merge", True),
+        ("a__dynaconf_merge__b", True),
+        ("includes_for_dynaconf____x", True),
+        ("secrets.key", False),
+        ("dynaconf.include", False),
     ],
 )
 def test_what_is_not_taken_from_etcd(path: str, ignored: bool) -> None:
@@ -87,8 +109,25 @@ def test_what_is_not_taken_from_etcd(path: str, ignored: bool) -> None:
 
 
 def test_names_of_others_are_not() -> None:
-    for name in ("debug", "server", "secret_key", "environment", "databases", "env"):
+    for name in (
+        "debug",
+        "server",
+        "secret_key",
+        "environment",
+        "databases",
+        "env",
+        "redis",
+        "email host",
+        "hosts[0]",
+    ):
         assert not is_reserved(name)
+    assert tree_of({"secrets": {"a": 1}}, "__", evaluate=False) == {"SECRETS": {"a": 1}}
+
+
+def test_what_counts_does_not_depend_on_the_order() -> None:
+    tables = {"foo__bar": 5, "foo": {"bar": 6}, "a": 1, "a__b": 2, "größe": 1, "grösse": 2}
+    back = dict(reversed(tables.items()))
+    assert tree_of(tables, "__", evaluate=False) == tree_of(back, "__", evaluate=False)
 
 
 def test_a_tree_has_upper_case_tops_and_split_names() -> None:
@@ -104,6 +143,8 @@ def test_a_tree_has_upper_case_tops_and_split_names() -> None:
 def test_a_tree_holds_no_merge_marks() -> None:
     tables = {"a": {"dynaconf_merge": True, "b": [{"dynaconf_merge_unique": 1, "c": 2}]}}
     assert tree_of(tables, "__", evaluate=False) == {"A": {"b": [{"c": 2}]}}
+    tables = {"a": {"Dynaconf Merge": True, "b": [{"DYNACONF_MERGE": 1}, "x"]}}
+    assert tree_of(tables, "__", evaluate=False) == {"A": {"b": [{}, "x"]}}
 
 
 def test_only_what_begins_with_a_token_is_wrapped() -> None:

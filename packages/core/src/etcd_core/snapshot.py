@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -81,8 +81,21 @@ class LeafDecoder:
             if leaf is None or leaf.raw != entry.value:
                 leaf = _decoded(entry, prefix)
             stored[entry.key] = leaf
-        self._known[prefix] = stored
+        if stored:
+            self._known[prefix] = stored
+        else:
+            self._known.pop(prefix, None)
         return _tabulated(stored)
+
+    def forget_others(self, prefixes: Collection[bytes]) -> None:
+        """Let go of the leaves of configurations that are gone.
+
+        Args:
+            prefixes: Of those that may be read again.
+        """
+        for prefix in list(self._known):
+            if prefix not in prefixes:
+                self._known.pop(prefix, None)
 
 
 def is_own(key: bytes, prefix: bytes) -> bool:
@@ -107,7 +120,8 @@ def _decoded(entry: Entry, prefix: bytes) -> Leaf:
 def _tabulated(stored: Mapping[bytes, Leaf]) -> LeafTable:
     found: dict[str, Leaf] = {}
     errors: dict[str, DecodeError] = {}
-    for leaf in stored.values():
+    # Sorted: what counts must not depend on when which key was written.
+    for _, leaf in sorted(stored.items()):
         if leaf.error is not None:
             errors[leaf.path] = leaf.error
             continue

@@ -20,7 +20,7 @@ from etcd_core.leaves import nest
 from etcd_core.mirror import View
 from etcd_core.snapshot import Leaf, LeafDecoder, LeafTable
 
-from .values import MERGE_MARKS, tree_of, warn_once
+from .values import is_merge_mark, tree_of, warn_once
 
 MAIN: Final = ""
 """The layer ``{name}/``: Dynaconf's default environment, and the only one without environments."""
@@ -101,6 +101,7 @@ class Revision:
         cluster_id: The cluster they were read from; 0 where that is not known.
         cause: As :class:`etcd_core.ConfigSnapshot`; ``"snapshot"`` when read from the file.
         at: Unix time of the reading.
+        faults: Why layers cannot be used, by layer; of those only that nobody here reads.
     """
 
     place: Place
@@ -109,6 +110,7 @@ class Revision:
     cause: str
     tables: Mapping[str, LeafTable]
     at: float = field(default_factory=time.time)
+    faults: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def decode(
@@ -120,8 +122,19 @@ class Revision:
         cluster_id: int = 0,
         cause: str = "initial",
         at: float | None = None,
+        read: frozenset[str] | None = None,
     ) -> Revision:
         """Decode the layers of a view.
+
+        Args:
+            place: Where they lie.
+            view: The keys.
+            decoder: What decoded the layers of this place before.
+            cluster_id: As the attribute.
+            cause: As the attribute.
+            at: As the attribute; None: now.
+            read: The layers in use beside the main one; None: all. A fault in another one is told
+                in the log, and raised by :meth:`tree` if that layer is needed after all.
 
         Raises:
             Refused: Leaves do not decode, or lie below a plain value.
@@ -130,15 +143,22 @@ class Revision:
             layer: decoder.read(view.entries.values(), place.layer_prefix(layer))
             for layer in sorted(place.layers_in(view))
         }
-        faults = [
-            f"{place.layer_name(layer)}: {error}"
+        decoder.forget_others({place.layer_prefix(layer) for layer in tables})
+        faults = {
+            layer: tuple(f"{place.layer_name(layer)}: {error}" for error in found)
             for layer, table in tables.items()
-            for error in _faults_in(table)
-        ]
-        if faults:
-            raise Refused(*faults, revision=view.revision)
+            if (found := list(_faults_in(table)))
+        }
+        in_use = [layer for layer in faults if read is None or layer == MAIN or layer in read]
+        if in_use:
+            raise Refused(
+                *(reason for layer in in_use for reason in faults[layer]), revision=view.revision
+            )
+        for layer, reasons in faults.items():
+            why = "; ".join(reasons)
+            warn_once(f"{place.layer_name(layer)}/", f"is not usable, and not read here: {why}")
         at = time.time() if at is None else at
-        return cls(place, view, cluster_id, cause, MappingProxyType(tables), at)
+        return cls(place, view, cluster_id, cause, MappingProxyType(tables), at, faults)
 
     @property
     def number(self) -> int:
@@ -159,8 +179,10 @@ class Revision:
         """Return what a layer contributes, by upper-case top-level name; computed once.
 
         Raises:
-            Refused: Its leaves contradict each other.
+            Refused: Its leaves do not decode, or contradict each other.
         """
+        if layer in self.faults:
+            raise Refused(*self.faults[layer], revision=self.number)
         known = self._trees.get((layer, separator, evaluate))
         if known is None:
             known = self._tree(layer, separator, evaluate)
@@ -198,7 +220,7 @@ def _faults_in(table: LeafTable) -> Iterator[DecodeError]:
 
 
 def _usable(path: str) -> bool:
-    if "dynaconf_merge" in path and not MERGE_MARKS.isdisjoint(path.split(".")):
+    if "merge" in path and any(map(is_merge_mark, path.split("."))):
         warn_once(path, "is a merge mark of Dynaconf's own; ignored")
         return False
     return True

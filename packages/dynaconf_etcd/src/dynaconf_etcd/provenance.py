@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from etcd_core import InvalidArgument
 from etcd_core.leaves import leaf_path
 from etcd_core.masking import masked
 
@@ -14,9 +15,7 @@ from .internals import Settings, SourceMetadata
 from .layers import MAIN
 from .live import Live
 from .state import live_of
-from .values import copied
-
-_MISSING = object()
+from .values import MISSING, copied, value_at
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def explain(settings: object, key: str) -> Explanation:
 
     Args:
         settings: What the program holds.
-        key: A name or a dotted path.
+        key: A name or a dotted path, with numbers for the items of lists.
 
     Raises:
         InvalidArgument: They do not load from etcd, or ``key`` is no path.
@@ -77,17 +76,16 @@ def explain(settings: object, key: str) -> Explanation:
         >>> explain(settings, "server.port").provider
         Provider(layer='etcd', source='/go-core/config/app/server.port', ...)
     """
+    if not isinstance(key, str):
+        raise InvalidArgument(f"explain: the key must be a str, not {type(key).__name__}")
     live = live_of(settings, "explain")
     path = leaf_path(key.replace("__", "."))
     inside = live.settings
     assert inside is not None  # the caller holds it
-    try:
-        value = inside.get(key, _MISSING)
-    except AttributeError:
-        value = _MISSING
+    value = value_at(inside, key)
     providers = list(_providers(inside, live, path))
     providers.reverse()
-    exists = value is not _MISSING
+    exists = value is not MISSING
     return Explanation(
         key=key,
         value=shown(path, value) if exists else None,
@@ -105,7 +103,7 @@ def _providers(inside: Settings, live: Live, path: str) -> Iterator[Provider]:
             yield from _in_environment(inside, source, path)
         elif not _is_internal(source):
             value = _look_up_in(values, path)
-            if value is not _MISSING:
+            if value is not MISSING:
                 layer = _layer(source)
                 yield Provider(layer, source.identifier, source.env, 0, shown(path, value))
 
@@ -138,12 +136,12 @@ def _in_etcd(live: Live, source: SourceMetadata, path: str, separator: str) -> I
     layer = MAIN if source.env.lower() == default.lower() else source.env.lower()
     for name, leaf in live.accepted.leaves(layer).items():
         spelled = name.replace(separator, ".") if separator else name
-        value = _MISSING
+        value = MISSING
         if path == spelled or spelled.startswith(f"{path}."):
             value = leaf.value
         elif path.startswith(f"{spelled}."):
             value = _look_up_in(leaf.value, path[len(spelled) + 1 :])
-        if value is not _MISSING:
+        if value is not MISSING:
             key = place.layer_prefix(layer).decode() + leaf.name
             modified = live.accepted.view.entries[leaf.key].mod_revision
             yield Provider("etcd", key, source.env, modified, shown(spelled, value))
@@ -164,10 +162,12 @@ def _in_environment(inside: Settings, source: SourceMetadata, path: str) -> Iter
 def _look_up_in(value: object, path: str) -> object:
     """Return what lies at a path in raw tables, whatever the case of their keys."""
     for segment in path.split("."):
-        if not isinstance(value, Mapping):
-            return _MISSING
-        items = dict.items(value) if isinstance(value, dict) else value.items()
-        value = next((item for key, item in items if str(key).lower() == segment), _MISSING)
+        items: Iterable[tuple[object, object]] = ()
+        if isinstance(value, list):
+            items = enumerate(list.__iter__(value))
+        elif isinstance(value, Mapping):
+            items = dict.items(value) if isinstance(value, dict) else value.items()
+        value = next((item for key, item in items if str(key).lower() == segment), MISSING)
     return value
 
 

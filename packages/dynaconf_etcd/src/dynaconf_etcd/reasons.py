@@ -18,7 +18,7 @@ from dynaconf.validator import ValidationError, Validator
 from etcd_core.masking import MASK, masked
 
 from . import internals
-from .internals import Settings
+from .internals import LazySettings, Settings, SourceMetadata
 from .layers import Refused, Revision
 
 _SHOWN: Final = frozenset({"", "true", "false", "none", "null"})
@@ -51,8 +51,8 @@ def reasons_of(
     if isinstance(error, Refused):
         return error.reasons
     secrets = set(_secrets_in_leaves(revision))
-    if settings is not None:
-        secrets |= secrets_in(settings)
+    for each in involved(error, settings):
+        secrets |= secrets_in(each)
     return (hidden(told(error), _new_values(revision, accepted), secrets),)
 
 
@@ -105,6 +105,47 @@ def _validated_in(frame: FrameType) -> str:
     return name if isinstance(frame.f_locals.get("self"), Validator) and name else ""
 
 
+# -- settings ----------------------------------------------------------------------------------
+
+
+def involved(error: Exception, settings: Settings | None) -> list[Settings]:
+    """Return the settings that an error may quote, their environments included.
+
+    Those are the ones given, and whichever were at work when it was raised: what a build fails on
+    may be in the files of an environment that only the build has loaded.
+    """
+    found: dict[int, Settings] = {}
+    pending = [] if settings is None else [settings]
+    trace = error.__traceback__
+    while trace is not None:
+        pending += filter(None, map(_settings_of, list(trace.tb_frame.f_locals.values())))
+        trace = trace.tb_next
+    while pending:
+        each = pending.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            pending += _environments(each)
+    return list(found.values())
+
+
+def _settings_of(value: object) -> Settings | None:
+    # By type: to a proxy of the user's, even isinstance() may be a reason to load something.
+    if issubclass(type(value), Settings):
+        return value
+    return internals.wrapped(value) if issubclass(type(value), LazySettings) else None
+
+
+def _environments(settings: Settings) -> list[Settings]:
+    """Return what ``from_env`` made of the settings."""
+    # An object that failed half-way through its making may lack anything.
+    if internals.HAS_CORE:
+        made = getattr(settings.__dict__.get("__core__"), "config", None)
+        cache = getattr(made, "env_cache", {})
+    else:
+        cache = settings.__dict__.get("_env_cache", {})
+    return [each for lazy in list(cache.values()) if (each := internals.wrapped(lazy)) is not None]
+
+
 # -- values ------------------------------------------------------------------------------------
 
 
@@ -139,11 +180,38 @@ def _secrets_in_leaves(revision: Revision) -> Iterator[str]:
 
 
 def secrets_in(settings: Settings) -> set[str]:
-    """Return the values in a settings object that look like secrets, wherever they come from."""
+    """Return the values in a settings object that look like secrets, wherever they come from.
+
+    What is hidden by others counts too: a validator may be for any environment.
+    """
     secrets: set[str] = set()
-    for name, value in list(dict.items(internals.raw_store(settings))):
-        secrets.update(_secrets_in(name.lower(), value))
+    if not _is_made(settings):
+        return secrets
+    for provided in (internals.raw_store(settings), *_provided(settings).values()):
+        for name, value in list(dict.items(provided)):
+            secrets.update(_secrets_in(str(name).lower(), value))
     return secrets
+
+
+def values_from_etcd(settings: Settings) -> set[str]:
+    """Return the values that etcd provided, as an error may quote them."""
+    return {
+        text
+        for source, provided in (_provided(settings) if _is_made(settings) else {}).items()
+        if source.loader == internals.LOADER
+        for value in list(provided.values())
+        for text in texts_of(value)
+    }
+
+
+def _provided(settings: Settings) -> dict[SourceMetadata, dict[str, object]]:
+    history = dict(internals.history(settings))
+    return {source: dict(provided) for source, provided in history.items()}
+
+
+def _is_made(settings: Settings) -> bool:
+    """Tell whether there is something in it: it may have failed at the start of its making."""
+    return ("__core__" if internals.HAS_CORE else "_loaded_by_loaders") in settings.__dict__
 
 
 def _secrets_in(path: str, value: object) -> Iterator[str]:

@@ -6,17 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from etcd_core import Subscription
+from etcd_core import InvalidArgument, Subscription, forking
 from etcd_core.dispatch import Strand
 from etcd_core.events import Event, fields
 
 from .feed import Feed
-from .internals import Settings
 from .state import live_of
 from .steps import Step, same
+from .values import MISSING, value_at
 
 _log = logging.getLogger("etcd_core.dynaconf")
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,13 @@ class _KeySubscription(Subscription):
         self._forget = forget
         self._ended = False
         self._feed_strand: Strand | None = None
+        forking.track(self)
+
+    def after_fork_in_child(self) -> None:
+        """Forget the strand: its threads are the parent's."""
+        if self._feed_strand is not None:
+            forking.keep_for_ever(self._feed_strand)
+            self._feed_strand = None
 
     @property
     def cancelled(self) -> bool:
@@ -83,13 +89,13 @@ class _KeySubscription(Subscription):
             strand.post(lambda: self._tell(step))
 
     def _tell(self, step: Step) -> None:
-        old, new = _value(step.before, self._key), _value(step.after, self._key)
+        old, new = value_at(step.before, self._key), value_at(step.after, self._key)
         if self._ended or same(old, new):
             return
         change = SettingChange(
             self._key,
-            None if old is _MISSING else old,
-            None if new is _MISSING else new,
+            None if old is MISSING else old,
+            None if new is MISSING else new,
             step.revision,
         )
         try:
@@ -102,13 +108,6 @@ class _KeySubscription(Subscription):
             )
 
 
-def _value(settings: Settings, key: str) -> object:
-    try:
-        return settings.get(key, _MISSING)
-    except AttributeError:
-        return _MISSING  # a plain value stands where the path goes on
-
-
 def on_change(settings: object, key: str) -> Callable[[Callback], Subscription]:
     """Have a function called with a :class:`SettingChange` whenever a setting changes.
 
@@ -119,19 +118,22 @@ def on_change(settings: object, key: str) -> Callable[[Callback], Subscription]:
 
     Args:
         settings: What the program holds.
-        key: A name, or a dotted path; a table changes when anything in it does.
+        key: A name, or a dotted path, with numbers for the items of lists; a table changes when
+            anything in it does.
 
     Returns:
         A decorator, which returns the subscription; cancel it to end it.
 
     Raises:
-        InvalidArgument: The settings do not load from etcd.
+        InvalidArgument: The settings do not load from etcd, or ``key`` is no str.
 
     Example:
         >>> @on_change(settings, "server.port")
         ... def rebind(change):
         ...     listen(change.new)
     """
+    if not isinstance(key, str):
+        raise InvalidArgument(f"on_change: the key must be a str, not {type(key).__name__}")
     live = live_of(settings, "on_change")
 
     def subscribe(callback: Callback) -> Subscription:

@@ -12,10 +12,9 @@ from dynaconf.validator import ValidationError, ValidatorList
 
 from etcd_core import EtcdError
 
-from . import internals
 from .internals import Settings
 from .layers import Refused
-from .reasons import hidden, secrets_in, texts_of, told
+from .reasons import hidden, involved, secrets_in, told, values_from_etcd
 
 
 class QuietValidators(ValidatorList):  # type: ignore[misc]  # Dynaconf has no types
@@ -57,14 +56,11 @@ def quieten(settings: Settings) -> None:
 
 
 def _quiet(error: Exception, settings: Settings) -> ValidationError:
-    values = {
-        text
-        for source, provided in internals.history(settings).items()
-        if source.loader == internals.LOADER
-        for value in provided.values()
-        for text in texts_of(value)
-    }
-    secrets = secrets_in(settings)
+    values: set[str] = set()
+    secrets: set[str] = set()
+    for each in involved(error, settings):
+        values |= values_from_etcd(each)
+        secrets |= secrets_in(each)
     details = [
         (validator, hidden(str(text), values, secrets))
         for validator, text in getattr(error, "details", ())

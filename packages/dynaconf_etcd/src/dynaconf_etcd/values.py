@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import dynaconf.base
+from dynaconf.base import Settings
 
 from etcd_core.events import Event, fields
 
@@ -39,10 +40,25 @@ _REFUSED_TOP: Final = frozenset(
         "VALIDATE_ONLY_CURRENT_ENV",
         "VALIDATORS",
         "YAML",
+        # What from_env(keep=True) takes for an argument, and with it the power to run code.
+        "DOTENV_PATH",
+        "ENVVAR",
+        "INDEX_SEPARATOR",
+        "NESTED_SEPARATOR",
+        "REDIS_ENABLED",
+        "SYSENV_FALLBACK",
+        "VAULT_ENABLED",
+        "YAML_LOADER",
     }
 )
-MERGE_MARKS: Final = frozenset({"dynaconf_merge", "dynaconf_merge_unique"})
+_FILES_UNLESS_A_TABLE: Final = "SECRETS"
+"""Of such an argument too: paths of files to run. A table is the program's own business."""
+
+_MERGE_MARKS: Final = frozenset({"DYNACONF_MERGE", "DYNACONF_MERGE_UNIQUE"})
 _warned: set[str] = set()
+
+MISSING: Final = object()
+"""What stands for a setting that is not there."""
 
 
 class Literal(str):
@@ -88,11 +104,12 @@ def tree_of(tables: Mapping[str, object], separator: str, *, evaluate: bool) -> 
         evaluate: Leave ``@`` strings to Dynaconf.
     """
     tree: dict[str, object] = {}
-    for name, value in tables.items():
-        top, *below = _split(name, separator)
-        if is_reserved(top):
+    # Sorted: what counts must not depend on when which key was written.
+    for name, value in sorted(tables.items()):
+        if _is_ignored_name(name, value, separator):
             warn_once(name, "is a name of Dynaconf's own; ignored")
             continue
+        top, *below = _split(name, separator)
         safe = value if evaluate else _safe(value, name)
         for segment in reversed(below):
             safe = {segment: safe}
@@ -113,29 +130,56 @@ def _split(name: str, separator: str) -> list[str]:
     return parts if all(parts) else [name]
 
 
+# -- names -------------------------------------------------------------------------------------
+
+
 def is_ignored(path: str, separator: str) -> bool:
     """Tell whether a setting at this path is not taken from etcd."""
     name, *below = path.split(".")
-    return is_reserved(_split(name, separator)[0]) or not MERGE_MARKS.isdisjoint(below)
+    return _is_ignored_name(name, {}, separator) or any(map(is_merge_mark, below))
+
+
+def _is_ignored_name(name: str, value: object, separator: str) -> bool:
+    head = name.partition(separator)[0] if separator else name
+    if is_reserved(name) or is_reserved(head) or any(map(is_merge_mark, _split(name, separator))):
+        return True
+    return _folded(name) == _FILES_UNLESS_A_TABLE and not isinstance(value, dict)
 
 
 def is_reserved(top: str) -> bool:
-    """Tell whether a top-level name is Dynaconf's own, whatever its case."""
-    upper = top.upper()
+    """Tell whether a top-level name is Dynaconf's own, however it is spelled."""
+    # An index may follow a name, and Dynaconf strips some of the names that it stores.
+    return any(map(_is_own, {_folded(top), _folded(top.partition("[")[0].strip())}))
+
+
+def is_merge_mark(segment: object) -> bool:
+    """Tell whether a key tells Dynaconf to merge."""
+    return isinstance(segment, str) and _folded(segment) in _MERGE_MARKS
+
+
+def _folded(name: str) -> str:
+    """Return a name as Dynaconf looks it up: whatever its case, and with spaces for underscores."""
+    # Lowered first: some letters, as the sign of Kelvin, are those of ASCII in lower case only.
+    return name.replace(" ", "_").lower().upper()
+
+
+def _is_own(name: str) -> bool:
     return (
-        upper in _REFUSED_TOP
-        or upper in _MERGE_UPPER
-        or upper.startswith(("DYNACONF_", "_"))
-        or upper.endswith("_FOR_DYNACONF")
-        or upper in dynaconf.base.UPPER_DEFAULT_SETTINGS
-        or upper in _RESERVED_ATTRS
+        name in _REFUSED_TOP
+        or name in _MERGE_MARKS
+        or name.startswith(("DYNACONF_", "_"))
+        or name.endswith("_FOR_DYNACONF")
+        or name in dynaconf.base.UPPER_DEFAULT_SETTINGS
+        or name in _RESERVED_ATTRS
     )
 
 
-_MERGE_UPPER: Final = frozenset(mark.upper() for mark in MERGE_MARKS)
 _RESERVED_ATTRS: Final = frozenset(
     name.upper() for name in dynaconf.base.RESERVED_ATTRS if name.startswith("_")
 )
+
+
+# -- values ------------------------------------------------------------------------------------
 
 
 def _safe(value: object, path: str) -> object:
@@ -145,7 +189,7 @@ def _safe(value: object, path: str) -> object:
     if isinstance(value, dict):
         table: dict[str, object] = {}
         for key, item in value.items():
-            if key in MERGE_MARKS:
+            if is_merge_mark(key):
                 warn_once(f"{path}.{key}", "is a merge mark of Dynaconf's own; ignored")
             else:
                 table[key] = _safe(item, path)
@@ -162,6 +206,15 @@ def copied(value: object) -> object:
     if isinstance(value, list):
         return [copied(item) for item in list.__iter__(value)]
     return value
+
+
+def value_at(settings: Settings, key: str) -> object:
+    """Return a setting as the program sees it, or :data:`MISSING`."""
+    try:
+        return settings.get(key, MISSING)
+    except (AttributeError, IndexError, ValueError):
+        # A plain value stands where the path goes on, or a list that ends before or has no names.
+        return MISSING
 
 
 def warn_once(path: str, what: str) -> None:
