@@ -185,6 +185,51 @@ def test_changes_are_pushed_on_request(etcd_client: Client, run_django: RunDjang
     )
 
 
+def test_what_vanishes_gives_way_to_the_default_of_django(
+    etcd_client: Client, run_django: RunDjango
+) -> None:
+    etcd_client.config_source("app").save(
+        {"email_host": "h1", "secret_key": "s1", "gone": 1, "caches": {"a": 1}, "mine": 1}
+    )
+    run_django(
+        """
+        import django.core.mail as module
+        from dynaconf_etcd import internals
+        from dynaconf_etcd.frameworks import django_defaults
+        from dynaconf.contrib.django_dynaconf_v2 import django_settings
+        assert settings.EMAIL_HOST == "h1"
+        assert django_defaults(internals.unwrap(settings)) == {}
+        names = ["email_host", "secret_key", "gone", "caches"]
+        source.update({"mine": 2}, delete=names)
+        eventually(lambda: settings.MINE == 2)
+        eventually(lambda: django_settings.EMAIL_HOST == "localhost")
+        eventually(lambda: not hasattr(django_settings, "GONE"))
+        assert "default" in django_settings.CACHES
+        from django.conf import global_settings
+        assert django_settings.CACHES is not global_settings.CACHES
+        assert settings.EMAIL_HOST == "localhost"
+        assert django_defaults(internals.unwrap(settings)) == {}
+        assert settings.get("SECRET_KEY") is None and settings.get("GONE") is None
+        source.update({"email_host": "h2"})
+        eventually(lambda: django_settings.EMAIL_HOST == "h2")
+        """,
+        own="",
+        extra={"push_to_django": True},
+    )
+
+
+def test_other_settings_have_no_defaults_of_django(run_django: RunDjango) -> None:
+    run_django(
+        """
+        import dynaconf
+        from dynaconf_etcd import internals
+        from dynaconf_etcd.frameworks import django_defaults
+        assert django_defaults(internals.unwrap(dynaconf.Dynaconf())) == {}
+        """,
+        imported="import dynaconf_etcd",
+    )
+
+
 def test_hooks_beside_the_settings_run_for_each_update(
     etcd_client: Client, run_django: RunDjango, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,7 +120,13 @@ def test_records_of_a_refusal_name_no_value(
     assert settings.PASSWORD == "x"
     refused = source.save({"password": value})
     eventually(lambda: config_of(etcd_client.prefix).rejected == refused)
-    (record,) = [r for r in caplog.records if getattr(r, "etcd_event", "") == "config.rejected"]
+
+    def records() -> list[logging.LogRecord]:
+        return [r for r in caplog.records if getattr(r, "etcd_event", "") == "config.rejected"]
+
+    # It is told a moment after it can be asked for.
+    eventually(records)
+    (record,) = records()
     told = vars(record)
     assert (told["etcd_name"], told["etcd_revision"]) == ("app", refused)
     assert told["etcd_kept"] < refused

@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from etcd_core import (
@@ -37,6 +39,36 @@ _log = logging.getLogger("etcd_core.dynaconf")
 
 _TRUST_VIEW_SECONDS = 5.0
 _RETRY_SECONDS = (0.1, 5.0)
+_FILE_SECONDS = 1.0
+
+
+_Records = list[Callable[[], None]]
+_later: ContextVar[_Records | None] = ContextVar("dynaconf_etcd_later", default=None)
+
+
+def _say(record: Callable[[], None]) -> None:
+    """Log, at once or at the end of what goes on."""
+    later = _later.get()
+    if later is None:
+        record()
+    else:
+        later.append(record)
+
+
+@contextmanager
+def _saying_later() -> Iterator[None]:
+    """Log at the end only: a handler may read settings, or wait for a thread that does.
+
+    So there must be something to read by then, and no lock be held.
+    """
+    records: _Records = []
+    token = _later.set(records)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+        for record in records:
+            record()
 
 
 class Follower(Protocol):
@@ -65,6 +97,7 @@ class _Running:
     strand: Strand
     mirror: Mirror
     announcements: Strand
+    disk: Strand
 
 
 class Feed:
@@ -78,6 +111,7 @@ class Feed:
     Attributes:
         newest: The newest revision that decodes.
         refusal: Number and faults of a newer one that does not, if there is one.
+        layers: The layers that anybody here loads; a fault in another one is no fault.
         held: Why an emptied store is not believed, if that is so.
     """
 
@@ -86,6 +120,7 @@ class Feed:
         self.place = Place(options.config.prefix, options.name)
         self.decoder = LeafDecoder()
         self.newest: Revision | None = None
+        self.layers: frozenset[str] = frozenset()
         self.held: str | None = None
         self.refusal: tuple[int, tuple[str, ...]] | None = None
         self._read_at = 0.0
@@ -132,10 +167,16 @@ class Feed:
             Refused: What is stored is unusable.
         """
         with self._lock:
+            known = self.newest
             idle = self._running is None and not self._alive()
-            if self.newest is None or idle or not self.options.watch:
-                self.newest = self._read_first()
-            return self.newest
+        if known is not None and not idle and self.options.watch:
+            return known
+        with _saying_later():
+            revision = self._read_first()
+            with self._lock:
+                if self._running is None or self.newest is None:
+                    self.newest = revision
+                return self.newest
 
     def _read_first(self) -> Revision:
         saved = self.saved()
@@ -161,10 +202,12 @@ class Feed:
             return self._from_file(saved, str(error))
         if self.options.required:
             raise error
-        _log.warning(
-            "dynaconf: going on without etcd: %s",
-            error,
-            extra=fields(Event.CONFIG_UNAVAILABLE, name=self.options.name, reason=str(error)),
+        _say(
+            lambda: _log.warning(
+                "dynaconf: going on without etcd: %s",
+                error,
+                extra=fields(Event.CONFIG_UNAVAILABLE, name=self.options.name, reason=str(error)),
+            )
         )
         self._stale_start = True
         self._doubtful_since = time.monotonic()
@@ -172,14 +215,19 @@ class Feed:
 
     def _empty_first(self, fresh: Revision, saved: Revision | None) -> Revision:
         looked_at, endpoints = self.place.described, tuple(self.options.config.endpoints)
-        _log.warning(
-            "dynaconf: etcd holds no settings %r: no key begins with %s at %s",
-            self.options.name,
-            looked_at,
-            ", ".join(endpoints),
-            extra=fields(
-                Event.CONFIG_EMPTY, name=self.options.name, prefix=looked_at, endpoints=endpoints
-            ),
+        _say(
+            lambda: _log.warning(
+                "dynaconf: etcd holds no settings %r: no key begins with %s at %s",
+                self.options.name,
+                looked_at,
+                ", ".join(endpoints),
+                extra=fields(
+                    Event.CONFIG_EMPTY,
+                    name=self.options.name,
+                    prefix=looked_at,
+                    endpoints=endpoints,
+                ),
+            )
         )
         if self.options.allow_empty or saved is None or saved.is_empty:
             return fresh
@@ -198,19 +246,21 @@ class Feed:
 
     def _from_file(self, saved: Revision, why: str) -> Revision:
         seconds = time.time() - saved.at
-        _log.warning(
-            "dynaconf: the settings %r are those of revision %d, %.0f s old: %s",
-            self.options.name,
-            saved.number,
-            seconds,
-            why,
-            extra=fields(
-                Event.CONFIG_FROM_FILE,
-                name=self.options.name,
-                revision=saved.number,
-                seconds=seconds,
-                reason=why,
-            ),
+        _say(
+            lambda: _log.warning(
+                "dynaconf: the settings %r are those of revision %d, %.0f s old: %s",
+                self.options.name,
+                saved.number,
+                seconds,
+                why,
+                extra=fields(
+                    Event.CONFIG_FROM_FILE,
+                    name=self.options.name,
+                    revision=saved.number,
+                    seconds=seconds,
+                    reason=why,
+                ),
+            )
         )
         self._stale_start = True
         self._doubtful_since = time.monotonic()
@@ -221,12 +271,16 @@ class Feed:
         if self.options.snapshot is None:
             return None
         try:
-            return snapshot_file.load(self.options.snapshot, self.place, self.decoder)
+            path = self.options.snapshot
+            return snapshot_file.load(path, self.place, self.decoder, read=self.layers)
         except snapshot_file.Damaged as exc:
-            _log.warning(
-                "dynaconf: %s; it is not used",
-                exc,
-                extra=fields(Event.CONFIG_FILE_DAMAGED, name=self.options.name, reason=str(exc)),
+            reason = str(exc)
+            _say(
+                lambda: _log.warning(
+                    "dynaconf: %s; it is not used",
+                    reason,
+                    extra=fields(Event.CONFIG_FILE_DAMAGED, name=self.options.name, reason=reason),
+                )
             )
             return None
 
@@ -246,9 +300,26 @@ class Feed:
                 extra=fields(Event.CONFIG_FILE_UNWRITABLE, name=self.options.name, reason=str(exc)),
             )
 
+    def read_again(self) -> Revision:
+        """Return what etcd holds now, for settings that do not follow it; or what to keep instead.
+
+        Raises:
+            EtcdError: etcd could not be read.
+            Refused: What is stored is unusable.
+        """
+        fresh = self.read()
+        known = self.newest
+        if known is not None and self._is_of_another_store(fresh.view, fresh.cluster_id):
+            fresh = replace(fresh, cause=Cause.RESET.value)
+        if self._is_wiped(fresh) and known is not None:
+            return known
+        self._believe(fresh)
+        return fresh
+
     def fall_back(self, saved: Revision, why: str) -> None:
         """Start from the file although etcd answered."""
-        self.newest = self._from_file(saved, why)
+        self.newest = saved
+        self._from_file(saved, why)
 
     def read(self) -> Revision:
         """Read all layers once, on a channel of its own. Blocks up to ``dial_timeout``.
@@ -269,7 +340,9 @@ class Feed:
             )
             cluster_id = channel.store.mark()[3]
         self._read_at = time.monotonic()
-        return Revision.decode(self.place, view, self.decoder, cluster_id=cluster_id)
+        return Revision.decode(
+            self.place, view, self.decoder, cluster_id=cluster_id, read=self.layers
+        )
 
     # -- following -----------------------------------------------------------------------------
 
@@ -285,9 +358,7 @@ class Feed:
         """Forget a follower; the last one stops the watch."""
         with self._lock:
             self._followers = [ref for ref in self._followers if ref() not in (None, follower)]
-            last = not self._followers
-        if last:
-            self.stop()
+        self._stop_if_unused()
 
     def start(self) -> None:
         """Start the watch in this process. Idempotent; does not block and does no I/O."""
@@ -300,26 +371,40 @@ class Feed:
             mirror = Mirror(engine, self.place.key, self.place.range_end, what)
             strand = mirror.subscribe(self._on_change, what, initial=False)
             announcements = engine.dispatcher.strand(f"{what} (signals)")
-            self._running = _Running(client, strand, mirror, announcements)
+            disk = engine.dispatcher.strand(f"{what} (file)")
+            self._running = _Running(client, strand, mirror, announcements, disk)
             known = self.newest
             fresh = time.monotonic() - self._read_at < _TRUST_VIEW_SECONDS
             if known is not None and fresh and not self._stale_start:
                 store = engine.channel.store
                 store.know(known.number, store.epoch)
                 mirror.start(since=known.view)
+                strand.post(self._hand_on)
             else:
                 # A view from before a fork, or from a file, may be of a store that is no more.
                 strand.post(lambda: self._catch_up(mirror))
 
-    def stop(self) -> None:
-        """Stop the watch; what was read stays. Idempotent, bounded."""
+    def _stop_if_unused(self) -> None:
+        """End the watch where nobody follows any more; what was read stays. Bounded."""
         with self._lock:
+            # In one step: whoever follows from now on starts another one.
+            if self._alive():
+                return
             running, self._running = self._running, None
         if running is not None:
             running.mirror.close()
             running.strand.close(2.0)
+            self._await_file(running)
             running.announcements.close(2.0)
+            running.disk.close(2.0)
             running.client.close()
+
+    @staticmethod
+    def _await_file(running: _Running) -> None:
+        """Let the file be written that waits for it: the next start may need it."""
+        written = threading.Event()
+        if running.disk.post(written.set):
+            written.wait(_FILE_SECONDS)
 
     def announce(self, action: Callable[[], object]) -> None:
         """Run ``action`` on the strand for signals; at once where nothing follows etcd."""
@@ -328,6 +413,14 @@ class Feed:
             action()
         else:
             running.announcements.post(action)
+
+    def write_soon(self, action: Callable[[], object]) -> None:
+        """Run ``action``, which writes the file, where no receiver of the program's holds it up."""
+        running = self._running
+        if running is None:
+            action()
+        else:
+            running.disk.post(action)
 
     def strand(self, name: str) -> Strand | None:
         """Return a strand for a subscriber, or None where nothing follows etcd."""
@@ -397,15 +490,15 @@ class Feed:
                 if not self._pause(backoff.next()):
                     return
                 continue
-            self._take(view, Cause.RESET if self._is_of_another_store(view) else Cause.RESYNC)
+            reset = self._is_of_another_store(view, self._cluster_id())
+            self._take(view, Cause.RESET if reset else Cause.RESYNC)
             return
 
-    def _is_of_another_store(self, view: View) -> bool:
+    def _is_of_another_store(self, view: View, cluster: int) -> bool:
         """Tell whether what we know was read from a store that this one does not continue."""
         known = self.newest
         if known is None:
             return False
-        cluster = self._cluster_id()
         foreign = cluster != 0 and known.cluster_id not in (0, cluster)
         return foreign or view.revision < known.number
 
@@ -428,7 +521,7 @@ class Feed:
     def _on_change(self, change: Change) -> None:
         self._reset_seen |= change.cause is Cause.RESET
         running = self._running
-        if running is None or running.strand.backlog:
+        if running is None or change.after.entries is not running.mirror.view.entries:
             return  # a newer one waits: each is the whole state
         self._take(change.after, Cause.RESET if self._reset_seen else change.cause)
 
@@ -437,21 +530,28 @@ class Feed:
         cluster = self._cluster_id() or (known.cluster_id if known else 0)
         try:
             revision = Revision.decode(
-                self.place, view, self.decoder, cluster_id=cluster, cause=cause.value
+                self.place,
+                view,
+                self.decoder,
+                cluster_id=cluster,
+                cause=cause.value,
+                read=self.layers,
             )
         except Refused as exc:
             self.refusal = (exc.revision, exc.reasons)
             self._hand_on()
             return
-        if self._is_wiped(revision):
-            return
+        if not self._is_wiped(revision):
+            self._reset_seen = False
+            self._believe(revision)
+        self._hand_on()
+
+    def _believe(self, revision: Revision) -> None:
         self._tell_of_return(revision)
         self.refusal = None
-        self._reset_seen = False
         self._stale_start = False
         self.held = self._missed = self._doubtful_since = None
         self.newest = revision
-        self._hand_on()
 
     def _tell_of_return(self, revision: Revision) -> None:
         """Log the end of what was logged at its beginning, at the same level."""
@@ -514,12 +614,6 @@ class Feed:
         if taken and self.refusal is not None:
             follower.refuse(*self.refusal)
         return taken
-
-    def _stop_if_unused(self) -> None:
-        with self._lock:
-            unused = not self._alive()
-        if unused:
-            self.stop()
 
 
 _feeds: dict[Options, Feed] = {}

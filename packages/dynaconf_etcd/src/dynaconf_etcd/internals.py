@@ -18,8 +18,9 @@ from dynaconf.base import LazySettings, Settings
 from dynaconf.loaders.base import SourceMetadata
 from dynaconf.utils.functional import empty
 from dynaconf.utils.parse_conf import Lazy
+from dynaconf.validator import Validator
 
-__all__ = ["Lazy", "LazySettings", "Settings", "SourceMetadata"]
+__all__ = ["Lazy", "LazySettings", "Settings", "SourceMetadata", "Validator"]
 
 LOADER: Final = "etcd"
 """The loader's name in Dynaconf's history."""
@@ -257,6 +258,7 @@ class Caller:
     Attributes:
         lazy: The object the user holds, where this load makes its contents.
         parent: Where this load is part of ``parent.from_env(...)``: the parent.
+        late: Validators that a typed class adds once this load is done.
 
     Args:
         outermost: The function to stop at: a build may itself run inside a load.
@@ -265,6 +267,7 @@ class Caller:
     def __init__(self, outermost: CodeType) -> None:
         self.lazy: LazySettings | None = None
         self.parent: Settings | None = None
+        self.late: list[Validator] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not outermost:
             self._look(frame)
@@ -275,6 +278,9 @@ class Caller:
             self.lazy = frame.f_locals["self"]
         elif frame.f_code is _FROM_ENV and self.parent is None:
             self.parent = frame.f_locals["self"]
+        elif frame.f_globals.get("__name__") == "dynaconf.typed.main" and not self.late:
+            found = frame.f_locals.get("validators")
+            self.late = list(found) if isinstance(found, list) else []
 
 
 def _code_of(function: Any) -> object:

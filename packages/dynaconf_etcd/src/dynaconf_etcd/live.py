@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynaconf.loaders import execute_module_hooks
@@ -24,9 +24,9 @@ from etcd_core import EtcdError, forking
 from etcd_core.events import Event, fields
 from etcd_core.signals import config_changed, config_rejected, send
 
-from . import internals
+from . import internals, snapshot_file
 from .feed import Feed
-from .frameworks import before_swap, push_to_django
+from .frameworks import before_swap, django_defaults, push_to_django
 from .internals import LazySettings, Settings, SourceMetadata
 from .layers import Refused, Revision
 from .reasons import reasons_of
@@ -39,6 +39,7 @@ _log = logging.getLogger("etcd_core.dynaconf")
 _SET_AT_RUN_TIME = ("set_method", "undefined")
 _NOT_LOADERS = ("set_method", "setdefault", "hooking", "validation_default")
 _FORGET_UNFINISHED_SECONDS = 60.0
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Pinned:
 
     feed: Feed
     revision: Revision
+    environments: list[Settings] = field(default_factory=list)
+    """What the build made by ``from_env``: part of the new contents once they are accepted."""
 
 
 _pinned: ContextVar[Pinned | None] = ContextVar("dynaconf_etcd_pinned", default=None)
@@ -58,11 +61,12 @@ def pinned() -> Pinned | None:
 
 
 @contextmanager
-def pin(feed: Feed, revision: Revision) -> Iterator[None]:
+def pin(feed: Feed, revision: Revision) -> Iterator[Pinned]:
     """Make every load inside see ``revision``: of the object built, and of its environments."""
-    token = _pinned.set(Pinned(feed, revision))
+    now = Pinned(feed, revision)
+    token = _pinned.set(now)
     try:
-        yield
+        yield now
     finally:
         _pinned.reset(token)
 
@@ -113,6 +117,7 @@ class Live:
         self._overrides: set[str] = set()
         self._offered = revision
         self._untold: Rejection | None = None
+        self._kept = feed.options.snapshot is None
         self._building = threading.RLock()
         self._decided = threading.Condition()
 
@@ -154,6 +159,7 @@ class Live:
             return time.monotonic() - self._since > _FORGET_UNFINISHED_SECONDS
         self._tell_late()
         if revision is self._offered:
+            self._keep_first(settings)
             return True
         self._offered = revision
         try:
@@ -164,6 +170,28 @@ class Live:
         self._accept(revision)
         self._announce(step)
         return True
+
+    def _keep_first(self, settings: Settings) -> None:
+        """Write the file for the revision that the settings were loaded with.
+
+        Not before they are finished: a program may add validators to them after loading.
+        """
+        revision = self.accepted
+        if self._kept or revision.cause == snapshot_file.CAUSE or self.rejected is not None:
+            return
+        self._kept = True
+        try:
+            self.build(settings, revision)
+        except Exception as exc:  # whatever the program's own code raises
+            _log.debug("dynaconf: revision %d is not kept: %s", revision.number, type(exc).__name__)
+        else:
+            self._keep()
+
+    def _keep(self) -> None:
+        revision = self.accepted
+        self.feed.write_soon(
+            lambda: self.feed.keep(revision) if revision is self.accepted else None
+        )
 
     def _accept(self, revision: Revision) -> None:
         with self._decided:
@@ -185,10 +213,11 @@ class Live:
                 ),
             )
 
-    def read_again(self) -> None:
+    def read_again(self, settings: Settings) -> None:
         """Read etcd anew for settings that do not follow it; keep what is known if that fails."""
         try:
-            revision = self.feed.read()
+            revision = self.feed.read_again()
+            self._try(settings, revision)
         except Refused as exc:
             self.refuse(exc.revision, exc.reasons)
         except EtcdError as exc:
@@ -201,7 +230,21 @@ class Live:
                 ),
             )
         else:
-            self._accept(revision)
+            if revision is not self.accepted:
+                self._accept(revision)
+                self._keep()
+
+    def _try(self, settings: Settings, revision: Revision) -> None:
+        """Check that a revision can be built.
+
+        Raises:
+            Refused: It cannot.
+        """
+        try:
+            self.build(settings, revision)
+        except Exception as exc:  # a file, a hook or a validator of the user may raise anything
+            reasons = reasons_of(exc, revision, self.accepted, settings)
+            raise Refused(*reasons, revision=revision.number) from None
 
     def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
         """Keep the last good revision and tell, once; the log says the same reasons once."""
@@ -278,33 +321,51 @@ class Live:
             Exception: Whatever loading and validating raises.
         """
         # Programs may build too, to try what they are about to write.
-        with self._building, pin(self.feed, revision):
-            return _Build(settings, self._overrides).run()
+        with self._building, pin(self.feed, revision) as now:
+            try:
+                new = _Build(settings, self._overrides).run()
+            except SystemExit:
+                # It would end a thread of ours, and tell nobody.
+                raise Refused("a file, a hook or a validator called sys.exit()") from None
+        for environment in now.environments:
+            add_child(environment, self)
+        return new
 
     def _apply(self, settings: Settings, revision: Revision) -> Step:
         set_before = internals.defaults(settings)
         known = dict(set_before)
         before = internals.frozen(settings)
-        new = self.build(settings, revision)
+        new = self._build_for_now(settings, revision)
         step = Step(before, internals.frozen(new), revision.number)
         before_swap(self.sender, step)
         # A set at run time that raced with the build went to the old contents. Most are carried
         # over before the swap, so that nobody misses them; what raced with that, after it.
         known = _carry_sets(new, known, set_before)
-        internals.swap(settings, new)
+        with self._decided:
+            # Together: an environment made from now on must not be of the old revision.
+            self.accepted = revision
+            internals.swap(settings, new)
         _carry_sets(settings, known, set_before)
-        if self.feed.options.push_to_django:
-            push_to_django(step)
         return step
 
+    def _build_for_now(self, settings: Settings, revision: Revision) -> Settings:
+        """Build for the environment chosen at the swap: ``using_env`` may change it meanwhile."""
+        for _ in range(_TRIES):
+            chosen = list(settings.loaded_envs)
+            new = self.build(settings, revision)
+            if list(settings.loaded_envs) == chosen:
+                break
+        return new
+
     def _announce(self, step: Step) -> None:
+        self._keep()
+        if self.feed.options.push_to_django:
+            _push(step)
         for receiver in list(self.subscriptions):
             receiver.receive(step, self.feed)
         self.feed.announce(lambda: self._send(step))
 
     def _send(self, step: Step) -> None:
-        if step.revision == self.accepted.number:
-            self.feed.keep(self.accepted)
         if config_changed.receivers and step.differs:
             send(
                 config_changed,
@@ -333,6 +394,16 @@ class Live:
             return False
         inside = internals.wrapped(lazy)
         return inside is not None and inside is not settings and find(inside) is not None
+
+
+def _push(step: Step) -> None:
+    try:
+        push_to_django(step)
+    except Exception:  # Django's settings object may refuse, and its receivers do as they like
+        _log.exception(
+            "dynaconf: a change could not be pushed to Django",
+            extra=fields(Event.CALLBACK_FAILED, handler="push_to_django"),
+        )
 
 
 class _Build:
@@ -373,12 +444,25 @@ class _Build:
         self._load_extra_files(new)
         self._check_files(new)
         self._set_again(new)
+        self._give_way_to_django(new)
         internals.clear_cache(new)
         new.validators.extend(old.validators)
         internals.validate(new, like=old)
         self._check_lazy(new)
         quieten(new)
         return new
+
+    @staticmethod
+    def _give_way_to_django(new: Settings) -> None:
+        """Put Django's defaults below what etcd provides no more.
+
+        Not among the arguments: its tables would be merged with those of etcd.
+        """
+        provided = SourceMetadata("set_method", "init_kwargs")
+        for name, value in django_defaults(new).items():
+            internals.defaults(new)[name] = value
+            internals.put(new, name, value)
+            internals.history(new).setdefault(provided, {})[name] = value
 
     def _run_missed_hooks(self, new: Settings) -> None:
         """Run ``dynaconf_hooks`` beside modules that were named to Dynaconf after loading."""

@@ -8,17 +8,23 @@ so it leaves no thread and no channel behind there.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from contextvars import ContextVar
 
 from dynaconf.utils.parse_conf import parse_conf_data
 
+from etcd_core import DecodeError
+
 from . import internals, options, snapshot_file
 from .feed import Feed, feed_for
-from .internals import LazySettings, Settings, SourceMetadata
+from .internals import LazySettings, Settings, SourceMetadata, Validator
 from .layers import MAIN, Refused, Revision
 from .live import Live, add, add_child, find, pinned
 from .reasons import reasons_of
 from .validating import quieten
 from .values import copied
+
+_loading: ContextVar[Feed | None] = ContextVar("dynaconf_etcd_loading", default=None)
 
 
 def load(
@@ -45,14 +51,23 @@ def load(
         InvalidConfig: The options are unusable.
     """
     caller = internals.Caller(Live.build.__code__)
-    now = pinned()
-    if now is not None and (caller.lazy is None or caller.parent is not None):
-        feed, revision = now.feed, now.revision
-    else:
-        feed, revision = _known(obj, caller) or _first(obj, caller.lazy)
-    for layer, name in _layers(obj, env):
-        _apply(obj, feed, revision, layer, name, key)
+    layers = _layers(obj, env)
+    used = frozenset(layer for layer, _ in layers)
+    feed, revision = _known(obj, caller) or _built(obj, caller) or _first(obj, caller, used)
+    feed.layers |= used
+    try:
+        for layer, name in layers:
+            _apply(obj, feed, revision, layer, name, key)
+    except Refused as exc:
+        if pinned() is not None:
+            raise  # the build takes it for the reason of its refusal
+        raise _unusable(feed, exc) from None
     internals.clear_cache(obj)
+
+
+def _unusable(feed: Feed, refused: Refused) -> DecodeError:
+    name = feed.options.name
+    return DecodeError(f"settings {name!r}: {refused}", key=name)
 
 
 def _known(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | None:
@@ -64,36 +79,71 @@ def _known(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | N
             add_child(obj, live)
     if live is None:
         return None
-    if not live.feed.options.watch and find(obj) is live:
-        live.read_again()
+    quieten(obj)
+    if not live.feed.options.watch and find(obj) is live and pinned() is None:
+        live.read_again(obj)
     return live.feed, live.accepted
 
 
-def _first(obj: Settings, lazy: LazySettings | None) -> tuple[Feed, Revision]:
+def _built(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | None:
+    """Return what a build that is going on here is for; None for what is no part of it."""
+    now = pinned()
+    if now is None or (caller.lazy is not None and caller.parent is None):
+        return None
+    quieten(obj)
+    if caller.parent is not None:
+        now.environments.append(obj)
+    return now.feed, now.revision
+
+
+def _first(obj: Settings, caller: internals.Caller, used: frozenset[str]) -> tuple[Feed, Revision]:
     chosen = options.read(obj)
     if chosen.snapshot is not None:
         snapshot_file.require_folder(chosen.snapshot)
     feed = feed_for(chosen)
+    feed.layers |= used
+    if _loading.get() is feed and feed.newest is not None:
+        # By a log record about this very load, in a program whose handlers read their settings:
+        # to log again would not end. What is made here gives way to what is being loaded.
+        return feed, feed.newest
+    token = _loading.set(feed)
+    try:
+        return feed, _loaded(obj, caller, feed)
+    finally:
+        _loading.reset(token)
+
+
+def _loaded(obj: Settings, caller: internals.Caller, feed: Feed) -> Revision:
     try:
         revision = feed.first()
     except Refused as exc:
-        from etcd_core import DecodeError
-
-        raise DecodeError(f"settings {feed.options.name!r}: {exc}", key=feed.options.name) from None
-    live = Live(obj, lazy, feed, revision)
+        raise _unusable(feed, exc) from None
+    live = Live(obj, caller.lazy, feed, revision)
     if feed.refusal is not None:
         live.refuse(*feed.refusal)
-    if feed.options.snapshot is not None:
-        revision = _tried(obj, live, revision)
+    former = _former(caller.lazy, feed)
+    if former is not None and former.rejected is not None:
+        # Made anew by configure(): what was refused is no better for that.
+        live.accepted = revision = former.accepted
+        live.refuse(former.rejected.revision, former.rejected.reasons)
+    elif feed.options.snapshot is not None:
+        revision = _tried(obj, live, revision, caller.late)
     add(obj, live)
     quieten(obj)
     feed.follow(weakref.ref(live))
     if feed.options.watch:
         _when_running(feed)
-    return feed, revision
+    return revision
 
 
-def _tried(obj: Settings, live: Live, revision: Revision) -> Revision:
+def _former(lazy: LazySettings | None, feed: Feed) -> Live | None:
+    """Return what the lazy object holds so far, if that follows the same feed."""
+    inside = internals.wrapped(lazy) if lazy is not None else None
+    live = find(inside) if inside is not None else None
+    return live if live is not None and live.feed is feed else None
+
+
+def _tried(obj: Settings, live: Live, revision: Revision, late: Sequence[Validator]) -> Revision:
     """Return the revision if it passes validation, else the last-known-good one.
 
     Otherwise a restart would fail on what the running processes refused.
@@ -102,7 +152,10 @@ def _tried(obj: Settings, live: Live, revision: Revision) -> Revision:
     if revision.cause == snapshot_file.CAUSE:
         return revision
     try:
-        live.build(obj, revision)
+        built = live.build(obj, revision)
+        if late:
+            built.validators.extend(late)
+            built.validators.validate_all()
     except Exception as exc:  # a file, a hook or a validator of the user may raise anything
         saved = feed.saved()
         if saved is None:
@@ -112,7 +165,8 @@ def _tried(obj: Settings, live: Live, revision: Revision) -> Revision:
         live.accepted = saved
         live.refuse(revision.number, reasons)
         return saved
-    feed.keep(revision)
+    if not feed.options.watch:
+        feed.keep(revision)
     return revision
 
 

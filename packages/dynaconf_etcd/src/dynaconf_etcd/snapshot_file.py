@@ -66,8 +66,12 @@ def save(path: str, revision: Revision) -> None:
     _sync_folder(folder)
 
 
-def load(path: str, place: Place, decoder: LeafDecoder) -> Revision | None:
+def load(
+    path: str, place: Place, decoder: LeafDecoder, *, read: frozenset[str] = frozenset()
+) -> Revision | None:
     """Return the revision in the file, or None if there is no file.
+
+    ``read`` names the layers that must be without a fault, beside the main one.
 
     Raises:
         Damaged: It is incomplete, altered, or of another configuration.
@@ -90,6 +94,7 @@ def load(path: str, place: Place, decoder: LeafDecoder) -> Revision | None:
             cluster_id=int(body["cluster_id"]),
             cause=CAUSE,
             at=float(body["time"]),
+            read=read,
         )
     except FileNotFoundError:
         return None

@@ -59,7 +59,8 @@ def write(
         InvalidArgument: The values cannot be stored, these settings would refuse them, or they
             would never be seen: names of Dynaconf's own are ignored when they come from etcd.
         Conflict: Somebody changed one of these settings since they were loaded here; nothing was
-            written. Try again when the change has arrived.
+            written. Try again when the change has arrived. Or they are written, and these settings
+            refuse the revision for what others wrote; the text says which.
         RequestTimeout: They are written, but were not seen here in time.
         OutcomeUnknown: etcd gave no answer; they may have been written.
         EtcdError: etcd could not be reached or refused.
@@ -121,7 +122,7 @@ def _change(
     wanted = _wanted(base, layer, values, tuple(doomed))
     if wanted == dict(base.view.entries):
         return base.number
-    _try_out(live, base, wanted)
+    _try_out(live, base, wanted, layer)
     with shared_client(options.config) as client:
         source = client.config_source(base.place.layer_name(layer))
         store = client.scope().engine.channel.store
@@ -182,13 +183,14 @@ def _wanted(
     return entries
 
 
-def _try_out(live: Live, base: Revision, wanted: dict[bytes, Entry]) -> None:
+def _try_out(live: Live, base: Revision, wanted: dict[bytes, Entry], layer: str) -> None:
     inside = live.settings
     if inside is None:
         raise InvalidArgument("write: the settings object is gone")
     view = View(base.number, MappingProxyType(wanted))
     try:
-        tried = Revision.decode(base.place, view, type(live.feed.decoder)())
+        read = live.feed.layers | {layer}
+        tried = Revision.decode(base.place, view, type(live.feed.decoder)(), read=read)
     except Refused as exc:
         raise InvalidArgument(f"write: {exc}") from None
     try:
@@ -203,3 +205,9 @@ def _await(live: Live, number: int, seconds: float | None) -> None:
         live.offer(live.feed.read())
     if not live.wait_for(number, seconds):
         raise RequestTimeout(f"write: written at revision {number}, but not seen here in time")
+    refused = live.rejected
+    if live.accepted.number < number and refused is not None:
+        raise Conflict(
+            f"write: written at revision {number}, but these settings refuse that revision for what"
+            f" others wrote: {'; '.join(refused.reasons)}"
+        )
