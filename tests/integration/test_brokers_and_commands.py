@@ -46,7 +46,6 @@ class TestDramatiq:
         with pytest.raises(InvalidArgument, match=r"take exclusive\(\)"):
             leader_only("import")(load)
 
-
     def test_a_message_that_would_be_dropped_fails(self) -> None:
         dramatiq = pytest.importorskip("dramatiq")
         stub = pytest.importorskip("dramatiq.brokers.stub")
@@ -173,7 +172,6 @@ class TestFlask:
         finally:
             for client in clients:
                 client.close()
-
 
     def test_its_own_guards_use_its_client(
         self, etcd_client: Client, etcd_server: EtcdServer
