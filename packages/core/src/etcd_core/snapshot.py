@@ -120,14 +120,16 @@ def _decoded(entry: Entry, prefix: bytes) -> Leaf:
 def _tabulated(stored: Mapping[bytes, Leaf]) -> LeafTable:
     found: dict[str, Leaf] = {}
     errors: dict[str, DecodeError] = {}
-    # Sorted: what counts must not depend on when which key was written.
-    for _, leaf in sorted(stored.items()):
+    for leaf in stored.values():
         if leaf.error is not None:
             errors[leaf.path] = leaf.error
             continue
         other = found.setdefault(leaf.path, leaf)
         if other is not leaf:
-            kept, hidden = (leaf, other) if leaf.name == leaf.path else (other, leaf)
+            # By name: what counts must not depend on when which key was written.
+            kept, hidden = sorted(
+                (leaf, other), key=lambda each: (each.name != each.path, each.name)
+            )
             found[leaf.path] = kept
             errors[hidden.name] = DecodeError(
                 f"config: {hidden.name!r} and {kept.name!r} are one path; the second counts",

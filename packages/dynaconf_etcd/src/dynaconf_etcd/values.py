@@ -6,6 +6,7 @@ some names make it import modules. Whoever may write to etcd must not run code h
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
@@ -154,7 +155,13 @@ def is_reserved(top: str) -> bool:
 
 def is_merge_mark(segment: object) -> bool:
     """Tell whether a key tells Dynaconf to merge."""
-    return isinstance(segment, str) and _folded(segment) in _MERGE_MARKS
+    return isinstance(segment, str) and _is_merge_mark(segment)
+
+
+@functools.lru_cache(maxsize=16384)
+def _is_merge_mark(segment: str) -> bool:
+    # Asked for each leaf of each revision, and the names stay mostly the same.
+    return _folded(segment) in _MERGE_MARKS
 
 
 def _folded(name: str) -> str:
