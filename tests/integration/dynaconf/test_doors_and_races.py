@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from dynaconf import Dynaconf, Validator
 import dynaconf_etcd
 from dynaconf_etcd.feed import Feed
 from dynaconf_etcd.layers import Revision
-from etcd_core import Client, Conflict, DecodeError
+from etcd_core import Client, Conflict, ConnectionFailed, DecodeError
 from etcd_core.mirror import View
 from etcd_core.testing import eventually
 
@@ -284,13 +284,34 @@ class TestLogsThatReadSettings:
                 seen.append(settings.get("APP", "nameless"))
                 return True
 
-        handler = logging.StreamHandler(open(os.devnull, "w"))  # noqa: SIM115
+        handler = logging.StreamHandler(io.StringIO())
         handler.addFilter(Naming())
         with handled_by(handler):
             assert settings.get("PORT") is None
-        handler.stream.close()
         assert seen
         assert set(seen) == {"nameless"}
+
+    def test_a_filter_at_a_load_that_fails(
+        self, make_settings: MakeSettings, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "last-known-good"
+        path.write_text("damaged")
+        settings = make_settings(
+            etcd={"endpoints": ["127.0.0.1:1"], "dial_timeout": 0.3, "snapshot": str(path)}
+        )
+        seen: list[object] = []
+
+        class Naming(logging.Filter):
+            def filter(self, record: logging.LogRecord) -> bool:
+                seen.append(settings.get("APP", "nameless"))
+                return True
+
+        handler = logging.StreamHandler(io.StringIO())
+        handler.addFilter(Naming())
+        with handled_by(handler), pytest.raises(ConnectionFailed):
+            settings.get("PORT")
+        assert set(seen) == {"nameless"}
+        assert not settings.configured
 
     def test_a_formatter_in_another_thread(self, make_settings: MakeSettings) -> None:
         """It loads with the handler's lock held, while the first load logs."""
@@ -305,7 +326,7 @@ class TestLogsThatReadSettings:
                     settings.get("APP")
                 return record.getMessage()
 
-        handler = logging.StreamHandler(open(os.devnull, "w"))  # noqa: SIM115
+        handler = logging.StreamHandler(io.StringIO())
         handler.setFormatter(Naming())
         with handled_by(handler):
             logs = threading.Thread(
@@ -320,7 +341,6 @@ class TestLogsThatReadSettings:
             loads.join(BOUND)
             assert not logs.is_alive()
             assert not loads.is_alive()
-        handler.stream.close()
 
 
 @pytest.mark.parametrize("begins", ["before", "meanwhile"])

@@ -211,7 +211,7 @@ class Feed:
         )
         self._stale_start = True
         self._doubtful_since = time.monotonic()
-        return Revision.decode(self.place, View(0, {}), self.decoder, cause="absent")
+        return self.nothing()
 
     def _empty_first(self, fresh: Revision, saved: Revision | None) -> Revision:
         looked_at, endpoints = self.place.described, tuple(self.options.config.endpoints)
@@ -320,6 +320,10 @@ class Feed:
         """Start from the file although etcd answered."""
         self.newest = saved
         self._from_file(saved, why)
+
+    def nothing(self) -> Revision:
+        """Return what to go on with where nothing is known."""
+        return Revision.decode(self.place, View(0, {}), self.decoder, cause="absent")
 
     def read(self) -> Revision:
         """Read all layers once, on a channel of its own. Blocks up to ``dial_timeout``.

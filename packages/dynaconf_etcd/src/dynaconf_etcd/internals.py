@@ -225,6 +225,17 @@ def wrapped(lazy: LazySettings) -> Settings | None:
     return below if isinstance(below, Settings) else None
 
 
+def held_by(lazy: LazySettings | None) -> object:
+    """Return what a lazy object holds, for :func:`hold`."""
+    return None if lazy is None else lazy.__dict__.get("_wrapped", empty)
+
+
+def hold(lazy: LazySettings | None, held: object) -> None:
+    """Make a lazy object hold again what it held."""
+    if lazy is not None:
+        lazy.__dict__["_wrapped"] = held
+
+
 def lazy_values(settings: Settings) -> Iterator[tuple[str, Lazy]]:
     """Yield the path and the raw value of each setting that is computed when it is read."""
     pending: list[tuple[str, object]] = [

@@ -102,13 +102,18 @@ def _first(obj: Settings, caller: internals.Caller, used: frozenset[str]) -> tup
         snapshot_file.require_folder(chosen.snapshot)
     feed = feed_for(chosen)
     feed.layers |= used
-    if _loading.get() is feed and feed.newest is not None:
+    if _loading.get() is feed:
         # By a log record about this very load, in a program whose handlers read their settings:
         # to log again would not end. What is made here gives way to what is being loaded.
-        return feed, feed.newest
+        return feed, feed.newest or feed.nothing()
     token = _loading.set(feed)
+    held = internals.held_by(caller.lazy)
     try:
         return feed, _loaded(obj, caller, feed)
+    except BaseException:
+        # What such a handler made must not stay in the place of what could not be loaded.
+        internals.hold(caller.lazy, held)
+        raise
     finally:
         _loading.reset(token)
 
