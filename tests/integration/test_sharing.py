@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from etcd_core import Client, ClosedError, Conflict, Descriptor, InvalidArgument, signals
 from etcd_core.presence import Presence, started_at
 from etcd_core.sharing import SharedRegistration, drain_here, write_draining
-from etcd_core.testing import EtcdServer, eventually
+from etcd_core.testing import EtcdServer, FaultProxy, eventually
 
 Join = Callable[..., SharedRegistration]
 
@@ -82,6 +83,23 @@ def test_a_recycled_last_one_leaves_the_entry_to_its_successor(
     with suppress(AssertionError):
         eventually(lambda: "removed" in events)
     assert events == ["added", "removed"], (last, etcd_client.discover("shop"))
+
+
+@pytest.mark.slow
+def test_leaving_has_the_time_that_it_is_given(
+    etcd_server: EtcdServer, etcd_client: Client
+) -> None:
+    with FaultProxy(etcd_server.endpoint) as proxy:
+        config = replace(etcd_client.config, endpoints=[proxy.endpoint])
+        with Client(config) as client:
+            share = SharedRegistration(client.scope(), ME, 60)
+            share.start()
+            eventually(lambda: share.registered)
+            # There and back it is more than a server that stops would wait.
+            proxy.delay(1.0)
+            share.deregister(timeout=20)
+            proxy.delay(0.0)
+    assert etcd_client.discover("shop") == []
 
 
 def test_one_that_leaves_before_it_entered_takes_a_kept_entry_out(

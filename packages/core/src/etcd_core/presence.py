@@ -77,6 +77,8 @@ class Presence:
         try:
             yield _is_last(fcntl, fd)
         finally:
+            # Not by the close alone: a child of another thread's, on its way to exec, has a copy.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def remove(self) -> None:

@@ -51,6 +51,7 @@ _log = logging.getLogger("etcd_core.registry")
 DEFAULT_TTL = 15.0
 DRAINING = "draining"
 _REVOKE_SECONDS = 1.5
+_LEAVE_RESERVE = 0.5
 _ENTER_PAUSE = 0.02
 _DENIED_PAUSE = 5.0
 _MAX_STEPS = 8
@@ -235,8 +236,10 @@ class SharedRegistration:
 
         That is for a worker whose successor is about to start.
         """
-        self.begin_leaving(keep_entry=keep_entry)
-        if not self.wait_left(self._seconds(timeout)):
+        seconds = self._seconds(timeout)
+        patience = None if seconds is None else max(_REVOKE_SECONDS, seconds - _LEAVE_RESERVE)
+        self._inbox.put(lambda: self._leave(keep_entry, 0.0, patience))
+        if not self.wait_left(seconds):
             raise RequestTimeout(f"deregister {self._key.decode()!r}: still under way")
 
     def begin_leaving(self, *, keep_entry: bool = False, drain: float = 0.0) -> None:
@@ -247,7 +250,7 @@ class SharedRegistration:
             drain: Seconds to go on for; the last process marks the entry as draining meanwhile, and
                 the others are kept for it, since callers still come.
         """
-        self._inbox.put(lambda: self._leave(keep_entry, drain))
+        self._inbox.put(lambda: self._leave(keep_entry, drain, _REVOKE_SECONDS))
 
     def hurry(self) -> None:
         """Cut a drain short."""
@@ -308,7 +311,7 @@ class SharedRegistration:
         try:
             self._next_action()()
         except ClosedError:
-            self._leave(keep_entry=True, drain=0.0)
+            self._leave(keep_entry=True, drain=0.0, patience=_REVOKE_SECONDS)
         except Exception:
             _log.exception(
                 "%s: looking after it failed; trying again",
@@ -532,7 +535,7 @@ class SharedRegistration:
         )
         self._over = "replaced"
         self._scope.announce(signals.registration_lost, self, info=self._info, reason="replaced")
-        self._let_go(keep_entry=False)
+        self._let_go(keep_entry=False, drain=0.0, patience=_REVOKE_SECONDS)
 
     def _change(self, info: Descriptor, answer: _Answer) -> None:
         self._info = info
@@ -545,12 +548,12 @@ class SharedRegistration:
             return
         answer.give(self._settle())
 
-    def _leave(self, keep_entry: bool, drain: float) -> None:
+    def _leave(self, keep_entry: bool, drain: float, patience: float | None) -> None:
         if not self._over:
             self._over = "left"
-            self._let_go(keep_entry=keep_entry, drain=drain)
+            self._let_go(keep_entry=keep_entry, drain=drain, patience=patience)
 
-    def _let_go(self, *, keep_entry: bool, drain: float = 0.0) -> None:
+    def _let_go(self, *, keep_entry: bool, drain: float, patience: float | None) -> None:
         self._in_place = False
         self._unfollow()
         lease, self._lease = self._lease, None
@@ -565,7 +568,7 @@ class SharedRegistration:
             if lease is not None:
                 self._engine.keeper.drop(lease)
             if ends:
-                self._revoke()
+                self._revoke(patience)
             if last:
                 self._presence.remove()
 
@@ -574,11 +577,11 @@ class SharedRegistration:
         with suppress(OSError):
             self._presence.enter()
 
-    def _revoke(self) -> None:
+    def _revoke(self, patience: float | None) -> None:
         request = pb.LeaseRevokeRequest(ID=self._lease_id)
         try:
             self._engine.channel.unary(
-                LEASE_REVOKE, request, what=f"de{self._what}", timeout=_REVOKE_SECONDS
+                LEASE_REVOKE, request, what=f"de{self._what}", timeout=patience
             )
         except LeaseLost:
             pass
