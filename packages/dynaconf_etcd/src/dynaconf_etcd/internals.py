@@ -225,6 +225,17 @@ def wrapped(lazy: LazySettings) -> Settings | None:
     return below if isinstance(below, Settings) else None
 
 
+def forget_environments(settings: Settings) -> None:
+    """Have ``from_env`` make each environment anew.
+
+    3.2 keeps one that could not be loaded, and loads it where it is read, without its parent.
+    """
+    cache: MutableMapping[object, object] = (
+        settings.__core__.config.env_cache if HAS_CORE else settings._env_cache
+    )
+    cache.clear()
+
+
 def held_by(lazy: LazySettings | None) -> object:
     """Return what a lazy object holds, for :func:`hold`."""
     return None if lazy is None else lazy.__dict__.get("_wrapped", empty)

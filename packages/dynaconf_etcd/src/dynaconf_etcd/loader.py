@@ -61,6 +61,8 @@ def load(
     except Refused as exc:
         if pinned() is not None:
             raise  # the build takes it for the reason of its refusal
+        if caller.parent is not None:
+            internals.forget_environments(caller.parent)
         raise _unusable(feed, exc) from None
     internals.clear_cache(obj)
 
