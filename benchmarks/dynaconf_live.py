@@ -191,7 +191,8 @@ class Bench:
         rows = []
         for name, read in cases.items():
             pairs = []
-            for _ in range(max(rounds, 5)):
+            # Many short rounds: a read takes less time than the machine's own moods.
+            for _ in range(max(rounds, 25)):
                 pairs.append((_per_call(read, plain), _per_call(read, settings)))
             ratio = statistics.median(live_ns / floor for floor, live_ns in pairs)
             floor = statistics.median(pair[0] for pair in pairs)
