@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -339,6 +341,17 @@ class TestExclusive:
 
         tokens = asyncio.run(main())
         assert len(set(tokens)) == 5
+
+    @pytest.mark.parametrize("guard", [leader_only, exclusive])
+    def test_what_a_term_calls_this_process(
+        self, etcd_client: Client, guard: Callable[..., TaskGuard[None]]
+    ) -> None:
+        for name, given, shown in (
+            ("named", {"identity": "me"}, "me"),
+            ("unnamed", {}, f"{socket.gethostname()}:{os.getpid()}"),
+        ):
+            task = guard(name, client=etcd_client, **given)(lambda: current_term().identity)
+            assert task() == shown
 
     def test_min_remaining_waits_for_a_renewal(self, etcd_client: Client) -> None:
         task = exclusive("job", client=etcd_client, ttl=2, min_remaining=1.8)

@@ -102,7 +102,7 @@ def wrong() -> None:
     leader_only("job", otherwise="raise", default=1)  # wrong: it never skips
     leader_only("job", otherwise="ignore")  # wrong: no such way
     exclusive("job", wait=1)  # wrong: needs otherwise="wait"
-    exclusive("job", identity="me")  # wrong: nobody sees who has a lock
+    exclusive("job", identity=3)  # wrong: no text
     leader_only("job", client=3)  # wrong: no client
 """
 

@@ -166,6 +166,7 @@ class TestDecorating:
             ({"otherwise": "wait", "wait": -1}, "wait must be"),
             ({"otherwise": "wait", "wait": float("nan")}, "wait must be"),
             ({"otherwise": "raise", "default": 0}, "default= is what a skip returns"),
+            ({"identity": 3}, "identity must be a str"),
             ({"ttl": -1}, "ttl must be"),
             ({"ttl": True}, "ttl must be"),
             ({"min_remaining": -0.1}, "min_remaining must be"),
@@ -180,6 +181,10 @@ class TestDecorating:
         for guard in (leader_only, exclusive):
             with pytest.raises(InvalidArgument, match=complaint):
                 guard("unit", **options)  # type: ignore[call-overload]
+
+    def test_both_take_the_same_options(self) -> None:
+        ours = inspect.signature(leader_only).parameters.keys()
+        assert ours - inspect.signature(exclusive).parameters.keys() == {"allow_drop"}
 
     @pytest.mark.parametrize("name", ["", "/", "a\0b", None])
     def test_names_are_checked_when_decorating(self, name: str) -> None:

@@ -67,6 +67,7 @@ class Options(TypedDict):
     """What all guards are told."""
 
     client: ClientSource | None
+    identity: str | None
     ttl: float
     otherwise: Otherwise
     wait: float | None
@@ -148,6 +149,7 @@ class TaskGuard(ABC, Generic[D_co]):
         self.on_lost = options["on_lost"]
         check_source(self.what, options["client"])
         self._client_source = options["client"]
+        self._identity = options["identity"]
         self._otherwise = options["otherwise"]
         self._wait = options["wait"]
         self._default = default
@@ -382,6 +384,8 @@ class TaskGuard(ABC, Generic[D_co]):
         return max(1, math.ceil(ttl or self.default_ttl))
 
     def _check_options(self) -> None:
+        if not isinstance(self._identity, (str, type(None))):
+            self._bad(f"identity must be a str, not {type(self._identity).__name__}")
         if self._otherwise not in ("skip", "raise", "wait"):
             self._bad(f'otherwise must be "skip", "raise" or "wait", not {self._otherwise!r}')
         if self._wait is not None and self._otherwise != "wait":

@@ -130,11 +130,8 @@ class LeaderGuard(TaskGuard[D_co]):
     kind = "leader_only"
     default_ttl = _LEADER_TTL
 
-    def __init__(
-        self, name: str, default: D_co, options: Options, identity: str | None, allow_drop: bool
-    ) -> None:
+    def __init__(self, name: str, default: D_co, options: Options, allow_drop: bool) -> None:
         super().__init__(name, default, options)
-        self._identity = identity
         self._allow_drop = allow_drop
 
     def lost_error(self) -> EtcdError:
@@ -303,7 +300,9 @@ class ExclusiveGuard(TaskGuard[D_co]):
     def _term(self, lock: Lock) -> Term:
         from .election import Term
 
-        identity = f"{socket.gethostname()}:{os.getpid()}"
+        # At each run: a guard made before a fork serves every child.
+        default = f"{socket.gethostname()}:{os.getpid()}"
+        identity = default if self._identity is None else self._identity
         return Term(self.name, identity, lock.token, lock.done, lambda: lock.remaining, lock.guard)
 
     def _end(self, lock: Lock, ran: float) -> None:
@@ -464,6 +463,7 @@ def leader_only(
     """
     options = Options(
         client=client,
+        identity=identity,
         ttl=ttl,
         otherwise=otherwise,
         wait=wait,
@@ -471,7 +471,7 @@ def leader_only(
         at_least_for=at_least_for,
         on_lost=on_lost,
     )
-    return LeaderGuard(name, default, options, identity, allow_drop)
+    return LeaderGuard(name, default, options, allow_drop)
 
 
 @overload
@@ -479,6 +479,7 @@ def exclusive(
     name: str,
     *,
     client: ClientSource | None = None,
+    identity: str | None = None,
     ttl: float = _LOCK_TTL,
     otherwise: Literal["skip"] = "skip",
     default: None = None,
@@ -493,6 +494,7 @@ def exclusive(
     name: str,
     *,
     client: ClientSource | None = None,
+    identity: str | None = None,
     ttl: float = _LOCK_TTL,
     otherwise: Literal["skip"] = "skip",
     default: D,
@@ -507,6 +509,7 @@ def exclusive(
     name: str,
     *,
     client: ClientSource | None = None,
+    identity: str | None = None,
     ttl: float = _LOCK_TTL,
     otherwise: Literal["raise", "wait"],
     wait: float | None = None,
@@ -520,6 +523,7 @@ def exclusive(
     name: str,
     *,
     client: ClientSource | None = None,
+    identity: str | None = None,
     ttl: float = _LOCK_TTL,
     otherwise: Otherwise = "skip",
     wait: float | None = None,
@@ -538,6 +542,8 @@ def exclusive(
     Args:
         name: The lock's name.
         client: As :func:`leader_only`.
+        identity: What ``current_term().identity`` is in a run; default host name and process id. A
+            lock's key has no value in etcd, so that observers see the lease of its holder only.
         ttl: Seconds after which the lock is free if this process dies.
         otherwise: What a call does while the lock is taken. ``"skip"`` returns ``default`` and
             sends ``task_skipped``, also while etcd cannot be reached; ``"raise"`` raises;
@@ -565,6 +571,7 @@ def exclusive(
     """
     options = Options(
         client=client,
+        identity=identity,
         ttl=ttl,
         otherwise=otherwise,
         wait=wait,
