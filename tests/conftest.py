@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 import threading
 import time
@@ -18,6 +19,24 @@ from etcd_core.testing import EtcdServer, FaultProxy
 from takeovers import show_takeovers
 
 MakeClient = Callable[..., Client]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        default=bool(os.environ.get("CI")),
+        help="more rows of the servers' matrix, a longer soak and nemesis; default where CI is set",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="a further row of the servers' matrix: --full, or CI=1")
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(skip)
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import os
 
 import pytest
 
-_LONG = bool(os.environ.get("CI"))
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("etcd faults")
@@ -16,16 +14,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--soak", type=float, help="seconds of the soak")
 
 
-def _chosen(config: pytest.Config, option: str, default: float) -> float:
+def _seconds(config: pytest.Config, option: str) -> float:
     # Not registered where pytest was started on another folder.
     value = config.getoption(option, None)
-    return default if value is None else float(value)
+    if value is not None:
+        return float(value)
+    return 60.0 if config.getoption("--full") else 15.0
 
 
 @pytest.fixture
 def nemesis_seconds(request: pytest.FixtureRequest) -> float:
-    """How long to act: 60 s in CI, 25 s elsewhere, or ``--nemesis-seconds``."""
-    return _chosen(request.config, "--nemesis-seconds", 60.0 if _LONG else 25.0)
+    """How long to act: 60 s with ``--full``, 15 s without, or ``--nemesis-seconds``."""
+    return _seconds(request.config, "--nemesis-seconds")
 
 
 @pytest.fixture
@@ -37,5 +37,5 @@ def nemesis_seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def soak_seconds(request: pytest.FixtureRequest) -> float:
-    """How long to soak: 60 s in CI, 25 s elsewhere, or ``--soak``."""
-    return _chosen(request.config, "--soak", 60.0 if _LONG else 25.0)
+    """How long to soak: 60 s with ``--full``, 15 s without, or ``--soak``."""
+    return _seconds(request.config, "--soak")
