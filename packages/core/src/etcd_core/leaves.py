@@ -629,29 +629,36 @@ def overlay(base: Mapping[str, object], top: Mapping[str, object]) -> dict[str, 
 def _tree(leaves: Mapping[str, Value]) -> dict[str, object]:
     """Nest the leaves, with an empty table in the place of each map leaf that has none under it."""
     tree: dict[str, object] = {}
+    # Leaves of one table mostly come together, and no table is ever replaced by another.
+    tables = {"": tree}
     for path, value in leaves.items():
-        table, name = _table_of(tree, path)
+        parent, _, name = path.rpartition(".")
+        table = tables.get(parent)
+        if table is None:
+            table = tables[parent] = _table_at(tree, parent, path)
         if isinstance(value, dict):
             table.setdefault(name, {})
         elif name in table:
             raise _conflict(path, next(other for other in leaves if other.startswith(f"{path}.")))
         else:
-            table[name] = _copied(value)
+            table[name] = _copied(value) if isinstance(value, list) else value
     return tree
 
 
-def _table_of(tree: dict[str, object], path: str) -> tuple[dict[str, object], str]:
-    """Return the table that holds ``path``, made where missing, and the path's last segment."""
-    *parents, name = path.split(".")
-    if len(parents) >= MAX_DEPTH:
-        raise InvalidArgument(f"config: a path of {len(parents) + 1} segments; {MAX_DEPTH} at most")
+def _table_at(tree: dict[str, object], parent: str, path: str) -> dict[str, object]:
+    """Return the table that holds ``path``, made where missing."""
+    segments = parent.split(".")
+    if len(segments) >= MAX_DEPTH:
+        raise InvalidArgument(
+            f"config: a path of {len(segments) + 1} segments; {MAX_DEPTH} at most"
+        )
     table = tree
-    for i, segment in enumerate(parents):
+    for i, segment in enumerate(segments):
         below = table.setdefault(segment, {})
         if not isinstance(below, dict):
-            raise _conflict(".".join(parents[: i + 1]), path)
+            raise _conflict(".".join(segments[: i + 1]), path)
         table = below
-    return table, name
+    return table
 
 
 def _conflict(path: str, deeper: str) -> InvalidArgument:

@@ -74,9 +74,9 @@ class LeafDecoder:
         known = self._known.get(prefix, {})
         stored: dict[bytes, Leaf] = {}
         for entry in entries:
-            if not is_own(entry.key, prefix):
-                continue
             leaf = known.get(entry.key)
+            if leaf is None and not is_own(entry.key, prefix):
+                continue
             # By bytes and not by mod_revision: a store that was reset counts anew.
             if leaf is None or leaf.raw != entry.value:
                 leaf = _decoded(entry, prefix)
@@ -161,11 +161,10 @@ def _values_above_others(found: Mapping[str, Leaf]) -> list[str]:
 def tables_of(paths: Iterable[str]) -> set[str]:
     """Return every path that lies above one of ``paths``."""
     tables: set[str] = set()
-    for path in paths:
-        parent = path.rpartition(".")[0]
-        while parent and parent not in tables:
-            tables.add(parent)
-            parent = parent.rpartition(".")[0]
+    parents = {path.rpartition(".")[0] for path in paths}
+    while parents := parents - tables - {""}:
+        tables |= parents
+        parents = {parent.rpartition(".")[0] for parent in parents}
     return tables
 
 
