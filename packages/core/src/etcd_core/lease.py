@@ -14,14 +14,15 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import queue
 import random
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from . import forking
 from .config import UNSET, Timeout
@@ -214,38 +215,32 @@ class _Line:
         return at
 
 
-@dataclass(frozen=True)
-class _Add:
+class _Add(NamedTuple):
     lease: Lease
     renew_now: bool = False
 
 
-@dataclass(frozen=True)
-class _Drop:
+class _Drop(NamedTuple):
     lease_id: int
 
 
-@dataclass(frozen=True)
-class _Later:
+class _Later(NamedTuple):
     at: float
     action: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(NamedTuple):
     line: _Line
     lease_id: int
     ttl: int
 
 
-@dataclass(frozen=True)
-class _Ended:
+class _Ended(NamedTuple):
     line: _Line
     reason: str
 
 
-@dataclass(frozen=True)
-class _Stop:
+class _Stop(NamedTuple):
     pass
 
 
@@ -305,7 +300,7 @@ class LeaseKeeper:
             self.revoke(lease, timeout=left)
 
     def _grant_once(self, ttl: int, what: str, timeout: float | None) -> Lease:
-        lease_id = secrets.randbits(62) | 1
+        lease_id = int.from_bytes(os.urandom(8), "big") >> 2 | 1
         sent_at = boottime()
         request = pb.LeaseGrantRequest(TTL=ttl, ID=lease_id)
         try:

@@ -15,8 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .errors import (
     ClosedError,
@@ -42,15 +41,13 @@ _LOGIN_PAUSE = 5.0
 WatchStream: TypeAlias = Duplex[pb.WatchRequest, pb.WatchResponse]
 
 
-@dataclass(frozen=True)
-class Created:
+class Created(NamedTuple):
     """The watch is live; events after ``revision`` will be delivered."""
 
     revision: int
 
 
-@dataclass(frozen=True)
-class Events:
+class Events(NamedTuple):
     """All events of one or more whole revisions, in order."""
 
     revision: int
@@ -58,16 +55,14 @@ class Events:
     header: pb.ResponseHeader
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Everything up to ``revision`` has been delivered."""
 
     revision: int
     header: pb.ResponseHeader
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """The watch is over; nothing follows."""
 
     error: EtcdError
