@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import textwrap
-import threading
 import time
 import uuid
 from collections import defaultdict
@@ -14,6 +13,7 @@ from pathlib import PurePosixPath
 import pytest
 
 import hosting_table
+from checkers import library_threads
 from etcd_core import Client, Config
 from etcd_core.testing import EtcdServer, FaultProxy
 from takeovers import show_takeovers
@@ -78,20 +78,12 @@ def proxy(etcd_server: EtcdServer) -> Iterator[FaultProxy]:
 @pytest.fixture(autouse=True)
 def _no_leaked_threads() -> Iterator[None]:
     """Every test ends with the library's threads it began with (J8)."""
-    before = _library_threads()
+    before = library_threads()
     yield
     deadline = time.monotonic() + 5.0
-    while (leaked := _library_threads() - before) and time.monotonic() < deadline:
+    while (leaked := library_threads() - before) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not leaked, f"threads left behind: {sorted(thread.name for thread in leaked)}"
-
-
-def _library_threads() -> set[threading.Thread]:
-    return {
-        thread
-        for thread in threading.enumerate()
-        if thread.name.startswith("etcd-") and not thread.name.startswith("etcd-test-")
-    }
 
 
 # Here, since the process that prints the summary loads this file only.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from checkers import WatchLog
+from checkers import BRIEF_TOKENS, CHEAP_LOGINS, WatchLog, let_the_token_expire
 from etcd_core import Client, Config
 from etcd_core.engine import Engine
 from etcd_core.errors import EtcdError, PermissionDenied, Unauthenticated
@@ -28,16 +28,24 @@ ROOT = "correct-horse"
 @pytest.fixture(scope="module")
 def brief() -> Iterator[EtcdServer]:
     """Tokens live for one second."""
-    with EtcdServer(auth=ROOT, flags=["--auth-token-ttl=1"]) as server:
+    with EtcdServer(auth=ROOT, flags=list(BRIEF_TOKENS)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def with_app() -> Iterator[EtcdServer]:
+    """With a user ``app`` that may do everything under ``/app/``."""
+    with EtcdServer(auth=ROOT, flags=[CHEAP_LOGINS]) as server:
+        add_app(server)
         yield server
 
 
 @pytest.fixture
-def guarded() -> Iterator[EtcdServer]:
-    """With a user ``app`` that may do everything under ``/app/``."""
-    with EtcdServer(auth=ROOT) as server:
-        add_app(server)
-        yield server
+def guarded(with_app: EtcdServer) -> Iterator[EtcdServer]:
+    """The same, where the password is ``first``."""
+    yield with_app
+    with_app.ctl("del", "--prefix", "/app/")
+    set_password(with_app, "first")
 
 
 def add_app(server: EtcdServer) -> None:
@@ -80,11 +88,6 @@ def follow(engine: Engine, prefix: str, log: WatchLog, start: int = 0) -> Watch:
     return engine.hub.watch(key, log, range_end=prefix_range_end(key), start_revision=start)
 
 
-def let_the_token_expire(server: EtcdServer, user: str = "root") -> None:
-    # The passing of time is the fact under test: an unused token of 1 s is swept every 0.5 s.
-    time.sleep(3.2)
-
-
 @pytest.mark.slow
 def test_f36_an_expired_token_is_refreshed_once(brief: EtcdServer, counter: RpcCounter) -> None:
     with client_of(brief, counter) as client:
@@ -95,7 +98,7 @@ def test_f36_an_expired_token_is_refreshed_once(brief: EtcdServer, counter: RpcC
         old.wait_revision(start)
         lease = engine.keeper.grant(20, what="grant")
         assert counter.counts["Authenticate"] == 1
-        let_the_token_expire(brief)
+        let_the_token_expire(brief, client)
 
         # One refresh for any number of threads that need it at once.
         failures: list[EtcdError] = []
@@ -132,7 +135,7 @@ def test_f36_a_new_watch_on_a_stream_with_an_expired_token(
         start = put(client, "/f36w/a")
         follow(engine, "/f36w/", old, start)
         old.wait_revision(start)
-        let_the_token_expire(brief)
+        let_the_token_expire(brief, client)
         follow(engine, "/f36w/", new, start)
         new.wait_revision(start)
         assert counter.counts["Authenticate"] == 2
@@ -149,7 +152,7 @@ def test_f36_recipes_after_an_idle_time(brief: EtcdServer, counter: RpcCounter) 
         client.lock("first", ttl=20).unlock()
         # A TTL of which there is a spare lease, and one that takes a grant.
         for refreshed, ttl in enumerate((20, 30), start=2):
-            let_the_token_expire(brief)
+            let_the_token_expire(brief, client)
             with client.lock("f36", ttl=ttl, timeout=10) as lock:
                 assert lock.held
             assert counter.counts["Authenticate"] == refreshed
@@ -259,7 +262,7 @@ def test_f38_watches_wait_for_a_login_that_works(
 
 @pytest.mark.slow
 def test_f39_authentication_is_enabled_and_disabled_while_running(counter: RpcCounter) -> None:
-    with EtcdServer() as server, client_of(server, counter) as client:
+    with EtcdServer(flags=[CHEAP_LOGINS]) as server, client_of(server, counter) as client:
         engine = client.scope().engine
         log = WatchLog()
         start = put(client, "/f39/a", "open")
@@ -290,7 +293,7 @@ def test_f39_authentication_is_enabled_and_disabled_while_running(counter: RpcCo
 
 def test_f39_a_client_without_a_user_is_told(counter: RpcCounter) -> None:
     with (
-        EtcdServer() as server,
+        EtcdServer(flags=[CHEAP_LOGINS]) as server,
         Client(Config([server.endpoint]), interceptors=[counter]) as client,
     ):
         put(client, "/f39/a")
@@ -320,7 +323,7 @@ def signing_keys(tmp_path: Path) -> str:
 def test_f40_jwt_tokens_age_with_the_auth_store(signing_keys: str, counter: RpcCounter) -> None:
     """Any change to users makes every JWT too old; the next request refreshes it."""
     with (
-        EtcdServer(auth=ROOT, flags=[signing_keys]) as server,
+        EtcdServer(auth=ROOT, flags=[signing_keys, CHEAP_LOGINS]) as server,
         client_of(server, counter) as client,
     ):
         engine = client.scope().engine

@@ -424,12 +424,12 @@ def test_f17_resets_under_2000_puts(
 
 @pytest.mark.slow
 def test_f18_usable_soon_after_a_long_refusal(shared_server: EtcdServer) -> None:
-    """4 s instead of the 60 of the list: gRPC's reconnect delay is at its cap of 1 s by then."""
+    """3 s instead of the 60 of the list: gRPC's reconnect delay is at its cap of 1 s by then."""
     with FaultProxy(shared_server.endpoint) as proxy, Client(endpoints=[proxy.endpoint]) as client:
         assert get(client, "no such key") is None
         proxy.refuse()
         proxy.reset()
-        until = time.monotonic() + 4
+        until = time.monotonic() + 3
         while time.monotonic() < until:
             with pytest.raises((ConnectionFailed, RequestTimeout)):
                 get(client, "no such key", 0.5)
@@ -549,7 +549,7 @@ def fill(witness: Witness, prefix: str) -> None:
 
 
 def flood(endpoint: str, prefix: str, overloaded: threading.Event) -> int:
-    """Send transactions that take long to apply, and 12 000 puts behind them, all at once.
+    """Send transactions that take long to apply, and 8000 puts behind them, all at once.
 
     etcd refuses requests while it has committed 5000 entries more than it has applied.
 
@@ -576,7 +576,7 @@ def flood(endpoint: str, prefix: str, overloaded: threading.Event) -> int:
         heavy = pb.TxnRequest(success=[writes, *([pb.RequestOp(request_range=sort)] * 25)])
         calls = [txn.future(heavy, timeout=60) for _ in range(12)]
         light = pb.PutRequest(key=b"/flood/put")
-        calls += [put_.future(light, timeout=60) for _ in range(12_000)]
+        calls += [put_.future(light, timeout=60) for _ in range(8_000)]
         for call in calls:
             call.add_done_callback(lambda call: overloaded.set() if is_refused(call) else None)
         return sum(map(is_refused, calls))

@@ -203,6 +203,7 @@ _SAVES_FOR_EVER = (
     _SCRIPT
     + """
 print("ready", flush=True)
+sys.stdin.readline()
 for i in itertools.count():
     count = 20 + i % 180
     source.save({f"table{k % 7}.k{k}": f"v{i}" for k in range(count)} | {"count": count})
@@ -211,11 +212,16 @@ for i in itertools.count():
 _BOOTSTRAPS = (
     _SCRIPT
     + """
-source.update({})
+from concurrent.futures import ThreadPoolExecutor
+other = Client(endpoints=[endpoint], prefix=prefix, timeout=30).config_source("app")
+for each in source, other:
+    each.update({})
 defaults = json.loads(sys.stdin.readline())
 print("ready", flush=True)
 sys.stdin.readline()
-print(json.dumps(source.bootstrap(defaults)), flush=True)
+with ThreadPoolExecutor(2) as pool:
+    wrote = list(pool.map(lambda source, table: source.bootstrap(table), (source, other), defaults))
+print(json.dumps(wrote), flush=True)
 """
 )
 
@@ -250,10 +256,10 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_f52_a_killed_writer_leaves_a_whole_config(etcd_client, source, processes):
-    for _ in range(4):
-        writer = start(_SAVES_FOR_EVER, etcd_client)
-        processes.append(writer)
+    processes += [start(_SAVES_FOR_EVER, etcd_client) for _ in range(4)]
+    for writer in processes:
         assert read_line(writer) == "ready"
+        tell(writer, "go")
         begin = etcd_client.scope().engine.channel.store.revision
         seen: list[ConfigSnapshot] = []
         with source.watch(seen.append):
@@ -268,15 +274,18 @@ def test_f52_a_killed_writer_leaves_a_whole_config(etcd_client, source, processe
 
 
 def test_f53_of_eight_bootstraps_one_writes(etcd_client, source, processes):
-    for number in range(8):
+    """Two clients in each of four processes."""
+    tables = [{"by": number, **{f"k{i}": number for i in range(150)}} for number in range(8)]
+    for first in range(0, 8, 2):
         process = start(_BOOTSTRAPS, etcd_client)
         processes.append(process)
-        tell(process, json.dumps({"by": number, **{f"k{i}": number for i in range(150)}}))
+        tell(process, json.dumps(tables[first : first + 2]))
     for process in processes:
         assert read_line(process) == "ready"
     for process in processes:
         tell(process, "go")
-    wrote = [json.loads(read_line(process)) for process in processes]
+    wrote = [did for process in processes for did in json.loads(read_line(process))]
+    assert len(wrote) == 8
     assert wrote.count(True) == 1
     config = source.load()
     assert set(config.values()) == {wrote.index(True)}

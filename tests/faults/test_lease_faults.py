@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,14 +51,14 @@ def test_f01_restart_with_data_keeps_the_lease(
     own_server: EtcdServer, make_client: MakeClient
 ) -> None:
     client = make_client(own_server.endpoint)
-    lease = grant(client, 20)
+    lease = grant(client, 12)
     deadline = lease.deadline
     # The first renewal is due after a third of the TTL.
-    eventually(lambda: server_ttl(own_server, lease) < 19)
+    eventually(lambda: server_ttl(own_server, lease) < 11)
     own_server.kill()
     own_server.start()
     eventually(lambda: server_ttl(own_server, lease) > 0)
-    assert server_ttl(own_server, lease) >= 19, "armed anew"
+    assert server_ttl(own_server, lease) >= 11, "armed anew"
     assert lease.alive()
     with client.lock("a", timeout=10):
         pass
@@ -97,8 +98,9 @@ def test_f19_slow_link_is_no_loss(
     # With 2 s a busy machine's own stalls already cost the half second that is to spare.
     lease = grant(client, 3)
     seen = set()
-    until = boottime() + 6.0
-    while boottime() < until:
+    # Longer than the TTL, and several renewals.
+    until = boottime() + 4.0
+    while boottime() < until or (len(seen) < 4 and boottime() < until + 10):
         assert lease.alive(), "a false loss"
         seen.add(lease.deadline)
         time.sleep(0.02)
@@ -111,24 +113,31 @@ def test_f19_local_deadline_is_before_the_servers_expiry(
 ) -> None:
     """J4: whatever the delay, our loss comes before the deletion that lets another in."""
     witness = make_client(etcd_server.endpoint)
-    for delay in (0.0, 0.1, 0.25):
+
+    def lose_a_lock(delay: float) -> tuple[float, float]:
+        """Return when it was lost, and when it was deleted."""
         with FaultProxy(etcd_server.endpoint) as proxy:
             proxy.delay(delay)
             client = make_client(proxy.endpoint)
             # Two requests pass the link before it is held; the lease must outlast them.
-            lock = client.lock("a", ttl=3)
+            lock = client.lock(f"after-{delay}", ttl=3)
             gone: list[float] = []
             watch_id = witness.raw.add_watch_callback(
-                lock.etcd_key, lambda response, gone=gone: gone.append(time.monotonic())
+                lock.etcd_key, lambda response: gone.append(time.monotonic())
             )
             proxy.hold()
             assert lock.done.wait(10)
             lost_at = time.monotonic()
             proxy.heal()
-            eventually(lambda gone=gone: gone, timeout=20)
-            assert lost_at <= gone[0]
+            eventually(lambda: gone, timeout=20)
             witness.raw.cancel_watch(watch_id)
             client.close()
+            return lost_at, gone[0]
+
+    delays = (0.0, 0.1, 0.25)
+    with ThreadPoolExecutor(len(delays)) as pool:
+        for lost_at, deleted_at in pool.map(lose_a_lock, delays):
+            assert lost_at <= deleted_at
 
 
 @pytest.mark.slow
@@ -295,7 +304,7 @@ def test_f03_a_hung_member_costs_no_lease(cluster: EtcdCluster, make_client: Mak
     member = next(m for m in cluster.members if m.client_port == used)
     member.pause()
     try:
-        until = boottime() + 7.0
+        until = boottime() + 6.0
         before = time.monotonic()
         assert client.leader("x") is None
         assert time.monotonic() - before < 9.0

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from checkers import CHEAP_LOGINS
 from etcd_core import Client, Config, signals
 from etcd_core.testing import EtcdCluster
 from loads import Fleet
@@ -61,7 +62,7 @@ def test_j9_nemesis(
     print(f"\nnemesis: seed {nemesis_seed}, {nemesis_seconds:g} s")
     caplog.set_level(logging.CRITICAL, logger="etcd_core")
     prefix = f"/nemesis/{uuid.uuid4().hex}"
-    flags = [f"--auth-token-ttl={_TOKEN_SECONDS}"]
+    flags = [f"--auth-token-ttl={_TOKEN_SECONDS}", CHEAP_LOGINS]
     login = {"username": "root", "password": _PASSWORD}
     with (
         EtcdCluster(3, auth=_PASSWORD, flags=flags) as cluster,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from checkers import BRIEF_TOKENS, let_the_token_expire
 from etcd_core import Client, Descriptor, ServiceEvent
 from etcd_core.registry import Registration
 from etcd_core.testing import EtcdServer, FaultProxy, eventually
@@ -282,11 +282,12 @@ def test_f20_an_entry_given_up_leaves_nothing(
     for n in range(6):
         if n % 2 == 0:
             # A spare lease, so that the put itself is what is held.
-            late.register(descriptor("warm"), timeout=20).deregister()
+            late.register(descriptor("warm"), ttl=2, timeout=20).deregister()
         proxy.hold()
         with pytest.raises(TimeoutError):
-            late.register(descriptor(f"b-{n}"), timeout=0.2)
-        # The held bytes, a put and its revocation, reach etcd now, after we gave up.
+            late.register(descriptor(f"b-{n}"), ttl=2, timeout=0.2)
+        # The held bytes, a put and its revocation, reach etcd now, after we gave up. With them
+        # comes that the calls were cancelled: where that spares only the put, the TTL is its end.
         proxy.heal()
         eventually(lambda: keys_under(etcd_server, prefix) == [], timeout=20)
         direct.discover("billing")
@@ -309,12 +310,10 @@ def test_f20_a_late_update_does_not_undo_a_newer_one(
 
 @pytest.mark.slow
 def test_f36_expired_token(make_client: Callable[..., Client], key: str, log: Announced) -> None:
-    flags = ["--auth-token-ttl=1"]
-    with EtcdServer(auth="pa55word", flags=flags) as server:
+    with EtcdServer(auth="pa55word", flags=list(BRIEF_TOKENS)) as server:
         client = make_client(server.endpoint, username="root", password="pa55word")
         registration = client.register(descriptor(), ttl=30)
-        begun = time.monotonic()
-        eventually(lambda: time.monotonic() - begun > 2.5)
+        let_the_token_expire(server, client)
         registration.update(address="moved:1")
         server.ctl("del", key)
         wait_repaired(log, registration, 1)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import grpc
 import psutil
 
+from etcd_core import Client
 from etcd_core.errors import ClosedError, EtcdError, OutcomeUnknown
 from etcd_core.keys import prefix_range_end
 from etcd_core.testing import EtcdServer, eventually
@@ -322,7 +323,7 @@ class Hygiene:
         self._timeout = timeout
 
     def __enter__(self) -> Hygiene:
-        self._threads = _etcd_threads()
+        self._threads = library_threads()
         self._leases = self._read(Witness.leases)
         return self
 
@@ -351,7 +352,7 @@ class Hygiene:
             for c in psutil.Process().net_connections("tcp")
             if c.raddr and c.raddr.port in ports and c.status == psutil.CONN_ESTABLISHED
         ]
-        threads = [f"thread {t.name}" for t in _etcd_threads() - self._threads]
+        threads = [f"thread {t.name}" for t in library_threads() - self._threads]
         # Not while a witness of ours is connected: its own socket would be counted.
         leases = [f"lease {lease:x}" for lease in self._read(Witness.leases) - self._leases]
         keys: list[str] = []
@@ -370,12 +371,33 @@ class Hygiene:
         return set()
 
 
-def _etcd_threads() -> set[threading.Thread]:
+def library_threads() -> set[threading.Thread]:
+    """Return the threads of the library that run now."""
     return {
         t
         for t in threading.enumerate()
         if t.name.startswith("etcd-") and not t.name.startswith("etcd-test-")
     }
+
+
+# -- login tokens ------------------------------------------------------------------------------
+
+# A login then costs the server a millisecond, not a tenth of a second of the machine.
+CHEAP_LOGINS = "--bcrypt-cost=4"
+BRIEF_TOKENS = ("--auth-token-ttl=1", "--log-level=info", CHEAP_LOGINS)
+
+
+def let_the_token_expire(server: EtcdServer, client: Client) -> None:
+    """Wait until a server with :data:`BRIEF_TOKENS` has forgotten the client's login token.
+
+    Its log tells, for a use would renew the token. A server that says nothing is given the time: an
+    unused token of 1 s is swept every 0.5 s.
+    """
+    token = dict(client.scope().engine.channel.metadata(needs_leader=False))["token"]
+    at_the_latest = time.monotonic() + 3.2
+    eventually(
+        lambda: token in server.log.read_text() or time.monotonic() > at_the_latest, interval=0.05
+    )
 
 
 def outcome(call: Callable[[], object]) -> str:

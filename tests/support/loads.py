@@ -23,6 +23,8 @@ from etcd_core.wire import messages as pb
 from etcd_core.wire.rpc import PUT, RANGE, TXN
 
 _SURE = 0.05
+# Faults find locks held, and a queue behind them; without a rest the load would be the machine's.
+_HOLD = 0.02
 
 
 class Load(ABC):
@@ -122,6 +124,7 @@ class CountUnderLock(Load):
         begins = ends = time.monotonic()
         value = None
         try:
+            self.stopping.wait(_HOLD)
             seen, counted = self._raise(lock)
             now = time.monotonic()
             if lock.held and lock.remaining > _SURE:
@@ -224,7 +227,7 @@ class WriteAndWatch(Load):
             raise AssertionError(f"the raw watch ended: {ended!r}") from ended
         if error is not None:
             raise error
-        self.stopping.wait(0.01)
+        self.stopping.wait(0.02)
 
     def check(self, client: Client, patience: float) -> None:
         found = sorted(read(client, self._prefix), key=lambda kv: kv.mod_revision)
@@ -365,7 +368,7 @@ class OneLeader(Load):
             # The first one led all the while only if its term is the same and still ours.
             if both and first.is_leader and after is not None and after.token == before.token:
                 raise AssertionError(f"two leaders: {before} and {second.term}")
-        self.stopping.wait(0.002)
+        self.stopping.wait(0.005)
 
     def check(self, client: Client, patience: float) -> None:
         eventually(

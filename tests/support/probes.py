@@ -1,23 +1,28 @@
 """Every feature in use, one class each, for the faults that all of them must stand.
 
-A probe belongs to one thread. Run as a program it is what a test stops with SIGSTOP:
+:class:`Together` uses several at the same time. Run as a program this file does so too, and is what
+a test stops with SIGSTOP:
 
-    python probes.py FEATURE ENDPOINT PREFIX
+    python probes.py ENDPOINT PREFIX FEATURE...
 """
 
 from __future__ import annotations
 
-import os
+import contextvars
+import json
 import queue
 import signal
 import sys
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 from etcd_core import (
     Client,
@@ -40,6 +45,7 @@ from etcd_core.testing import RpcCounter, eventually
 
 PATIENCE = 30.0
 _SHORT = 0.3
+_LOSSES = (signals.lock_lost, signals.leadership_lost, signals.registration_lost)
 
 
 @dataclass(frozen=True)
@@ -88,22 +94,18 @@ class Probe(ABC):
         self.skips: list[str] = []
         self.turn = 0
         self._stack = ExitStack()
-        self._listen()
         config = place.config(place.endpoint)
         self.client = self._stack.enter_context(Client(config, interceptors=[self.counter]))
         self.others = self._stack.enter_context(Client(place.config(place.direct)))
+        # Not the receivers of the whole process: other features are in use beside this one.
+        for client in (self.client, self.others):
+            client.announcer.follow(self._hear)
 
-    def _listen(self) -> None:
-        def note(sender: object, *, reason: str, **_: object) -> None:
-            self.losses.append(reason)
-
-        def skipped(sender: object, *, reason: str, **_: object) -> None:
-            self.skips.append(reason)
-
-        lost = (signals.lock_lost, signals.leadership_lost, signals.registration_lost)
-        for told in lost:
-            self._stack.enter_context(told.connected_to(note))
-        self._stack.enter_context(signals.task_skipped.connected_to(skipped))
+    def _hear(self, signal: object, sender: object, payload: Mapping[str, object]) -> None:
+        if signal in _LOSSES:
+            self.losses.append(str(payload["reason"]))
+        elif signal is signals.task_skipped:
+            self.skips.append(str(payload["reason"]))
 
     def close(self) -> None:
         """End it all."""
@@ -141,6 +143,9 @@ class Probe(ABC):
     def after_reset(self) -> None:
         """Assert what is promised when etcd came back empty."""
         self.recovers()
+
+    def at_once(self) -> None:  # noqa: B027
+        """Assert what holds in the first statement after such a pause; not all are promised it."""
 
     def after_pause(self) -> None:
         """Assert what is promised when this process was stopped for longer than the TTL."""
@@ -364,8 +369,10 @@ class Locked(Probe):
         self.works()
         assert before.unlock(timeout=20) is False
 
+    def at_once(self) -> None:
+        assert not self.lock.held
+
     def after_pause(self) -> None:
-        assert not self.lock.held, "the first statement after the pause"
         ours, _ = self.client.raw.transaction(compare=[self.lock.guard()], success=[], failure=[])
         assert not ours
         self.recovers()
@@ -417,10 +424,9 @@ class Elected(Probe):
         self.losses.clear()
         self.works()
 
-    def after_pause(self) -> None:
-        assert not self.election.is_leader, "the first statement after the pause"
+    def at_once(self) -> None:
+        assert not self.election.is_leader
         assert not self.candidate.is_leader
-        self.recovers()
 
 
 class LeaderOnly(Probe):
@@ -474,8 +480,10 @@ class LeaderOnly(Probe):
         self.run.close()
         self.recovers()
 
+    def at_once(self) -> None:
+        assert not checkpoint()
+
     def after_pause(self) -> None:
-        assert not checkpoint(), "the first statement after the pause"
         ours, _ = self.client.raw.transaction(compare=[self.term.guard()], success=[], failure=[])
         assert not ours
         self.after_reset()
@@ -531,8 +539,10 @@ class Exclusive(Probe):
         assert not checkpoint()
         self.recovers()
 
+    def at_once(self) -> None:
+        assert not checkpoint()
+
     def after_pause(self) -> None:
-        assert not checkpoint(), "the first statement after the pause"
         ours, _ = self.client.raw.transaction(compare=[self.term.guard()], success=[], failure=[])
         assert not ours
         self.after_reset()
@@ -843,6 +853,63 @@ FEATURES: dict[str, type[Probe]] = {
 }
 
 
+class Together:
+    """Probes that are in use at the same time: one fault is the fault of all of them.
+
+    Each is in a context of its own, as if it were the only one in its thread, and below ``prefix``
+    by its name. One that fails does no more, and the others go on.
+
+    Attributes:
+        failures: The traceback, by the feature.
+    """
+
+    def __init__(
+        self, features: Iterable[str], endpoint: str, direct: str, prefix: str, **options: object
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._probes = {
+            feature: FEATURES[feature](
+                Place(endpoint, direct, f"{prefix}/{feature}", **options)  # type: ignore[arg-type]
+            )
+            for feature in features
+        }
+        self._contexts = {feature: contextvars.Context() for feature in self._probes}
+        self._pool = ThreadPoolExecutor(len(self._probes) or 1, "probe")
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        list(self._pool.map(partial(self._do, lambda probe: probe.close()), self._probes))
+        self._pool.shutdown()
+
+    def __iter__(self) -> Iterator[Probe]:
+        return iter(self._probes.values())
+
+    def each(self, step: Callable[[Probe], object]) -> None:
+        """Have all do ``step``, at the same time."""
+        list(self._pool.map(partial(self._do, step), self._unharmed()))
+
+    def in_turn(self, step: Callable[[Probe], object]) -> None:
+        """Have all do ``step`` in this thread, one after the other."""
+        for feature in self._unharmed():
+            self._do(step, feature)
+
+    def _unharmed(self) -> list[str]:
+        return [feature for feature in self._probes if feature not in self.failures]
+
+    def _do(self, step: Callable[[Probe], object], feature: str) -> None:
+        try:
+            self._contexts[feature].run(step, self._probes[feature])
+        except Exception:
+            self.failures.setdefault(feature, traceback.format_exc())
+
+
 class WallClock:
     """The wall clock as Python code sees it, set by some seconds while the block runs.
 
@@ -869,15 +936,15 @@ class WallClock:
 
 
 def main() -> None:
-    """Begin, say so, and wait for the word that the pause is over."""
-    feature, endpoint, prefix = sys.argv[1:4]
-    probe = FEATURES[feature](Place(endpoint, endpoint, prefix, ttl=1))
-    probe.begin()
-    print("ready", os.getpid(), flush=True)
-    sys.stdin.readline()
-    probe.after_pause()
-    print("fine", flush=True)
-    probe.close()
+    """Begin, say so, wait for the word that the pause is over, and say what failed whom."""
+    endpoint, prefix, *features = sys.argv[1:]
+    with Together(features, endpoint, endpoint, prefix, ttl=1) as probes:
+        probes.in_turn(lambda probe: probe.begin())
+        print("ready", flush=True)
+        sys.stdin.readline()
+        probes.in_turn(lambda probe: probe.at_once())
+        probes.each(lambda probe: probe.after_pause())
+    print(json.dumps(probes.failures), flush=True)
 
 
 if __name__ == "__main__":
