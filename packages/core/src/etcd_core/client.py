@@ -531,9 +531,20 @@ _module_state = _ModuleState()
 forking.track(_module_state)
 
 
+_exit_by: float | None = None
+
+
+def close_at_exit_by(deadline: float) -> None:
+    """Bound the close at exit by a moment: the service host has waited for this etcd already."""
+    global _exit_by
+    _exit_by = deadline
+
+
 @atexit.register
 def _close_all() -> None:
     """Close what is still open when the process exits, all clients within one client's time."""
     deadline = time.monotonic() + CLOSE_SECONDS
+    if _exit_by is not None:
+        deadline = min(deadline, _exit_by)
     for client in list(_open_clients):
         client._close(deadline)

@@ -261,7 +261,7 @@ class _Agent:
         self.held_out = False
         self._readiness: Readiness | None = None
         self._serving = False
-        self._asked_to_stop = False
+        self._asked_to_stop_at: float | None = None
         self._stopping = False
         self._complained = False
         self._thread = threading.Thread(target=self._run, name="etcd-host", daemon=True)
@@ -293,7 +293,8 @@ class _Agent:
 
     def request_stop(self, *, drain: bool = False) -> None:
         """Ask for the end. Callable from a signal handler: this queue's put takes no lock."""
-        self._asked_to_stop = True
+        if self._asked_to_stop_at is None:
+            self._asked_to_stop_at = time.monotonic()
         self._inbox.put("drain" if drain else "stop")
 
     def tell(self, command: _Command) -> None:
@@ -503,7 +504,7 @@ class _Agent:
             started = started_at(process.server_pid(self._worker))
             share = SharedRegistration(scope, descriptor, self._options.ttl, started)
             # Workers of a server that is stopped while it starts must not come and go each.
-            if self._asked_to_stop:
+            if self._asked_to_stop_at is not None:
                 share.begin_leaving(keep_entry=self._is_recycled())
             self.share = self._newest = share
             share.start()
@@ -535,15 +536,19 @@ class _Agent:
     # -- the end -------------------------------------------------------------------------------
 
     def _leave(self, drain: float) -> None:
-        deadline = time.monotonic() + stopping.STOP_SECONDS
+        """Give the entry up within the stop's bound, however much of it each step takes."""
+        asked_at = self._asked_to_stop_at if self._stopping else None
+        deadline = (asked_at or time.monotonic()) + stopping.STOP_SECONDS
         if self._starter is not None:
+            # It may be at a name server that does not answer.
             self._starter.join(max(0.0, deadline - time.monotonic()))
         share = self.share
         if share is None:
             return
+        patience = max(0.0, deadline - time.monotonic())
         share.begin_leaving(keep_entry=self._stopping and self._is_recycled(), drain=drain)
         self._drain(share, drain)
-        if not share.wait_left(stopping.STOP_SECONDS):
+        if not share.wait_left(patience):
             _log.warning(
                 "%s: etcd was not told in time; it goes by its TTL",
                 share,

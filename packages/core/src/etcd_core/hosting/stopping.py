@@ -8,8 +8,10 @@ an exiting interpreter starts none.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from types import FrameType
 from typing import Protocol
 
 STOP_SECONDS = 2.0
+# Of these, what is left to the clients, which close after us, where etcd does not answer.
+_CLIENTS_SECONDS = 0.5
 
 
 class Agent(Protocol):
@@ -39,6 +43,8 @@ class Agent(Protocol):
 
 _agents: set[Agent] = set()
 _sigterms = 0
+_finalizer: object = None
+_EARLY = 100
 # What was there before us, the latest last: uvicorn puts its handler over ours and restores it.
 _previous: list[Callable[[int, FrameType | None], object] | int | None] = []
 
@@ -61,6 +67,19 @@ def run_before_other_exit_handlers() -> None:
     """Stop the agents before anything registered so far is torn down at exit."""
     atexit.unregister(_at_exit)
     atexit.register(_at_exit)
+    _run_at_end_of_worker()
+
+
+def _run_at_end_of_worker() -> None:
+    """Stop the agents in a process of multiprocessing too, which runs no exit handlers.
+
+    uvicorn's and granian's workers are such; after Ctrl-C they end by returning.
+    """
+    global _finalizer
+    if _finalizer is None and multiprocessing.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        _finalizer = Finalize(None, _at_exit, exitpriority=_EARLY)
 
 
 def claim_sigterm() -> None:
@@ -117,25 +136,34 @@ def _at_exit() -> None:
     agents = tuple(_agents)
     for agent in agents:
         agent.request_stop()
-    deadline = time.monotonic() + max((agent.stop_seconds for agent in agents), default=0.0)
-    for agent in agents:
-        _wait(agent, deadline)
+    seconds = max((agent.stop_seconds for agent in agents), default=0.0)
+    deadline = time.monotonic() + seconds - _CLIENTS_SECONDS
+    if not all(_wait(agent, deadline) for agent in agents):
+        _hurry_clients(deadline + _CLIENTS_SECONDS)
 
 
-def _wait(agent: Agent, deadline: float) -> None:
+def _wait(agent: Agent, deadline: float) -> bool:
     """Wait through a second Ctrl-C, and gevent's second quit: the entry must not outlive us."""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            agent.wait(left)
-            return
+            return agent.wait(left)
         except (SystemExit, KeyboardInterrupt):
             continue
+    return False
+
+
+def _hurry_clients(deadline: float) -> None:
+    # Not imported here: an import that hangs in another thread would hold this one up.
+    client = sys.modules.get("etcd_core.client")
+    if client is not None:
+        client.close_at_exit_by(deadline)
 
 
 def _after_fork_in_child() -> None:
-    global _sigterms
+    global _sigterms, _finalizer
     _agents.clear()
     _sigterms = 0
+    _finalizer = None
 
 
 if hasattr(os, "register_at_fork"):
