@@ -2,9 +2,9 @@
 
     uv run python scripts/matrix.py [--pythons 3.10,3.12] [pytest arguments]
 
-Without arguments for pytest it runs tests/integration/hosting. The environments are kept in
-``$XDG_CACHE_HOME/etcd-python`` and brought up to date at every run. A Python that is not installed
-is said and left out.
+Without arguments for pytest it runs ``--full tests/integration/hosting``. The environments are kept
+in ``$XDG_CACHE_HOME/etcd-python`` and brought up to date at every run. A Python that is not
+installed is said and left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+WHOLE = ["--full", "tests/integration/hosting"]
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = "3.10,3.11,3.12,3.13,3.14"
 PACKAGES = ("packages/core[cli,server]", "packages/dynaconf_etcd", "packages/django_etcd",
@@ -28,8 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pythons", default=PYTHONS, help=f"default {PYTHONS}")
     options, pytest_arguments = parser.parse_known_args(argv)
     results = [
-        (version, run(version, pytest_arguments or ["tests/integration/hosting"]))
-        for version in options.pythons.split(",")
+        (version, run(version, pytest_arguments or WHOLE)) for version in options.pythons.split(",")
     ]
     print("\n== the matrix")
     for version, result in results:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (

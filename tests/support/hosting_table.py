@@ -6,6 +6,8 @@ The rows travel in the reports, so they come through from the processes of pytes
 from __future__ import annotations
 
 import re
+import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +18,9 @@ from serving import Registry, ServerProcess
 
 _PROPERTY = "hosting"
 _HEADER = ("server", "case", "entry", "gap", "gone after the exit", "code", "test")
-_NOISE = re.compile(r"(^|(?<= ))(-m|-b|--bind|--port|-p|--listen) |\S*\b\d{4,5}\b|\S+/\S+")
+_NOISE = re.compile(r"(^|(?<= ))(-m|-b|--bind|--port|-p|--listen) |\S+/\S+|\S*\b\d{4,5}\b")
 _WIDEST = 52
+_FOLDER = "integration/hosting/"
 
 Row = tuple[str, ...]
 
@@ -60,7 +63,11 @@ def _label(server: ServerProcess) -> str:
 
 
 def _case(item: pytest.Item) -> str:
-    name, _, variant = item.name.removeprefix("test_").partition("[")
+    return _readable(item.name)
+
+
+def _readable(name: str) -> str:
+    name, _, variant = name.removeprefix("test_").partition("[")
     name = name.replace("_", " ")
     # A variant with a blank in it is a command, which the row has already.
     return name if not variant or " " in variant else f"{name} ({variant.rstrip(']')})"
@@ -83,6 +90,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("servers and what the registry showed of them")
     for line in _aligned([_HEADER, *rows]):
         terminalreporter.write_line(line)
+    for line in _not_run(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(line)
+
+
+def _not_run(skipped: Iterable[pytest.TestReport]) -> Iterable[str]:
+    """Say what has no row, since its test was skipped."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for report in skipped:
+        if _FOLDER in report.nodeid and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            cases[reason].append(_readable(report.nodeid.rpartition("::")[2]))
+    for reason, names in sorted(cases.items()):
+        yield ""
+        yield f"{len(names)} not run: {reason}"
+        yield from textwrap.wrap("; ".join(sorted(names)), 100)
 
 
 def _aligned(rows: Sequence[Row]) -> Iterable[str]:

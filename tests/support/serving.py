@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 import death_watch
 from etcd_core import Client, Config, ServiceEvent, ServiceEventType
 from etcd_core.testing import EtcdServer, eventually
@@ -73,6 +75,7 @@ class ServerProcess:
         self.command = command
         self.port = int(env.get("TEST_PORT") or 0)
         self.ended_at: float | None = None
+        self.took_to_serve = 0.0
         self._log = tempfile.NamedTemporaryFile("w+", prefix="hosting-", suffix=".log")  # noqa: SIM115
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
@@ -88,6 +91,7 @@ class ServerProcess:
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             # A run in the background of a shell ignores it, and a child would inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._began = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -109,24 +113,56 @@ class ServerProcess:
         return Path(self._log.name).read_text()
 
     def get(self, path: str = "/") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
             text: str = answer.read().decode()
             return text
 
-    def try_get(self) -> None:
+    def try_get(self, path: str = "/") -> None:
         with suppress(OSError):
-            self.get()
+            self.get(path)
 
     def wait_serving(self) -> None:
-        eventually(self.get, PATIENCE, message=f"serving\n{self.output}")
+        eventually(self.get, PATIENCE, interval=0.05, message=f"serving\n{self.output}")
+        self.took_to_serve = time.monotonic() - self._began
 
     def wait_open(self) -> None:
         """Wait until it listens, without sending a request."""
         address = ("127.0.0.1", self.port)
         eventually(lambda: socket.create_connection(address, 5).close() is None, PATIENCE)
 
+    def wait_said(self, text: str, times: int = 1) -> None:
+        """Wait until its output has ``text`` so many times, or more often."""
+        eventually(
+            lambda: self.output.count(text) >= times,
+            PATIENCE,
+            interval=0.05,
+            message=f"{times} times {text!r}\n{self.output}",
+        )
+
+    def wait_registered(self, workers: int = 1) -> None:
+        """Wait until so many processes have said that the entry is in place."""
+        self.wait_said(": in place", workers)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children()
+
     def signal_group(self, number: int) -> None:
         os.killpg(self.pid, number)
+
+    def interrupt_reloader(self) -> int:
+        """Press Ctrl-C under the reloader of Django or Flask; return the exit code.
+
+        The process that serves gets it first, and its parent when that has ended. On a terminal
+        both get it at once, and the parent, which is in ``subprocess.run()`` or ``call()``, then
+        waits a quarter of a second and sends SIGKILL: on a busy machine that is before the child
+        has told etcd.
+        """
+        for child in self.children():
+            child.send_signal(signal.SIGINT)
+            eventually(lambda child=child: has_ended(child), PATIENCE, message="the child's end")
+        with suppress(ProcessLookupError):
+            self.signal_group(signal.SIGINT)
+        return self.wait()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the parent and wait for its end; return its exit code."""
@@ -151,6 +187,14 @@ class ServerProcess:
         self.process.wait(5)
         death_watch.remove(self.pid)
         self._log.close()
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether a process that is not our child has ended, reaped or not."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def free_port() -> int:

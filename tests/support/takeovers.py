@@ -12,6 +12,8 @@ import pytest
 
 CRASH = "crash"
 CLEAN_EXIT = "clean exit"
+STOP = "SIGSTOP"
+HOLD = "network hold"
 CLEAN_EXIT_SECONDS = 1.0
 # On top of the TTL, for whoever ends without resigning.
 LEASE_END_SECONDS = 1.5

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from etcd_core.testing import eventually
-from serving import Registry, Start, free_port
+from serving import PATIENCE, Registry, Start, free_port
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -19,12 +19,12 @@ GUNICORN = "-m gunicorn -b 127.0.0.1:PORT"
 def test_unix_socket_is_not_registered(registry: Registry, start: Start) -> None:
     path = f"/tmp/hosting-{os.getpid()}-{time.monotonic_ns()}.sock"
     server = start("-m", "gunicorn", "-b", f"unix:{path}", "flask_site:create_app()")
-    eventually(lambda: "unix socket only" in server.output, 30, message="the warning")
+    server.wait_said("unix socket only")
     assert server.stop() == 0
     assert registry.events == []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_address_given_for_a_unix_socket(registry: Registry, start: Start) -> None:
     path = f"/tmp/hosting-{os.getpid()}-{time.monotonic_ns()}.sock"
     server = start(
@@ -40,9 +40,9 @@ def test_address_given_for_a_unix_socket(registry: Registry, start: Start) -> No
     "command",
     [
         "-m flask run -p PORT",
-        "-m django runserver --noreload PORT",
         "-m uvicorn --port PORT djsite.asgi:application",
-        pytest.param("-m waitress --listen 127.0.0.1:PORT flask_site:app", marks=pytest.mark.slow),
+        pytest.param("-m django runserver --noreload PORT", marks=pytest.mark.full),
+        pytest.param("-m waitress --listen 127.0.0.1:PORT flask_site:app", marks=pytest.mark.full),
     ],
 )
 def test_the_first_request_tells_where_sockets_cannot_be_listed(
@@ -64,7 +64,13 @@ def test_workers_need_no_listing(registry: Registry, start: Start) -> None:
     registry.wait_for()
 
 
-@pytest.mark.parametrize("more", [{}, {"TEST_NO_PROC": "1"}], ids=["listed", "not listed"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="listed"),
+        pytest.param({"TEST_NO_PROC": "1"}, id="not listed", marks=pytest.mark.full),
+    ],
+)
 def test_an_address_that_is_given_comes_first(
     registry: Registry, start: Start, more: dict[str, str]
 ) -> None:
@@ -78,7 +84,7 @@ def test_an_address_that_is_given_comes_first(
 
 def test_several_ports_are_not_registered(registry: Registry, start: Start) -> None:
     server = start("-m", "flask", "run", "-p", "PORT", TEST_OTHER_SOCKET="1")
-    eventually(lambda: "listens on several ports" in server.output, 30, message="the warning")
+    server.wait_said("listens on several ports")
     assert server.stop() == -signal.SIGTERM
     assert registry.events == []
 
@@ -93,7 +99,7 @@ def test_the_first_of_two_binds_is_registered(registry: Registry, start: Start) 
 
 def test_port_zero_and_wildcard(registry: Registry, start: Start) -> None:
     server = start("-m", "gunicorn", "-b", "0.0.0.0:0", "flask_site:create_app()")
-    found = eventually(registry.addresses, 30, message="registered")
+    found = eventually(registry.addresses, PATIENCE, message="registered")
     # The way to this etcd is the loopback interface.
     assert found[0].startswith("127.0.0.1:")
     assert not found[0].endswith(":0")

@@ -69,6 +69,7 @@ def site(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The Django site on gunicorn, with its database."""
     env = {
         "DJANGO_SETTINGS_MODULE": "page_site",
+        "TEST_ADMIN": "1",
         "TEST_DATABASE": str(tmp_path_factory.mktemp("site") / "site.sqlite3"),
     }
     with closing(ServerProcess(["page_site.py"], registry, **env)) as made:

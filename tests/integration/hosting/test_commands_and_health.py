@@ -21,7 +21,7 @@ from etcd_core.cli import build_group
 from etcd_core.hosting import HostOptions, ServiceHost
 from etcd_core.hosting.health import check
 from etcd_core.testing import EtcdServer, eventually
-from serving import Registry, ServerProcess, Start
+from serving import PATIENCE, Registry, ServerProcess, Start
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -52,7 +52,7 @@ def ask(registry: Registry) -> Iterator[Ask]:
         *words: str, code: int = 0, endpoint: str = registry.endpoint, **more: object
     ) -> str:
         options = HostOptions.parse(
-            {"ENDPOINTS": endpoint, "PREFIX": registry.prefix, "TIMEOUT": 2, **more}
+            {"ENDPOINTS": endpoint, "PREFIX": registry.prefix, "TIMEOUT": 20, **more}
         )
         hosts.append(ServiceHost(options))
         result = CliRunner().invoke(build_group(lambda: hosts[-1]), words)
@@ -69,7 +69,7 @@ def ask(registry: Registry) -> Iterator[Ask]:
     "mount",
     [
         pytest.param(FLASK, id="flask"),
-        pytest.param(DJANGO, id="django", marks=pytest.mark.slow),
+        pytest.param(DJANGO, id="django"),
     ],
 )
 def test_group_is_mounted(start: Start, mount: list[str], client: Client) -> None:
@@ -102,7 +102,7 @@ def test_group_shows_what_is_there(ask: Ask, client: Client) -> None:
 
 def test_errors_are_one_line(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     assert ask("config", "missing", code=1).startswith("Error: ")
-    told = ask("services", code=1, endpoint="127.0.0.1:1")
+    told = ask("services", code=1, endpoint="127.0.0.1:1", TIMEOUT=0.3)
     assert told.count("etcd cannot be reached") == 1
     assert told.count("\n") == 1
     # Said once: what the command tells is not logged too.
@@ -146,16 +146,14 @@ def test_nothing_in_etcd_steers_the_terminal(ask: Ask, client: Client) -> None:
 
 def test_doctor(ask: Ask) -> None:
     assert ask("doctor").count("ok ") == 2
-    assert ask("doctor", code=1, endpoint="127.0.0.1:1").count("FAILED") == 2
+    assert ask("doctor", code=1, endpoint="127.0.0.1:1", TIMEOUT=0.3).count("FAILED") == 2
 
 
-@pytest.mark.slow
 def test_watch_follows_until_interrupted(start: Start, registry: Registry) -> None:
     watching = start(*FLASK, "watch", "pay")
-    eventually(lambda: watching.process.poll() is None, message="runs")
     with registry.client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1\x1b:80")):
-        eventually(lambda: "added     pay-1 10.0.0.1\\x1b:80" in watching.output, 30)
-    eventually(lambda: "removed   pay-1" in watching.output, 30)
+        watching.wait_said("added     pay-1 10.0.0.1\\x1b:80")
+    watching.wait_said("removed   pay-1")
     assert watching.stop(signal.SIGINT) == 0, watching.output
 
 
@@ -179,7 +177,7 @@ def put_instances(client: Client, count: int) -> None:
 
 
 @pytest.mark.parametrize("command", ["services many", "services many --json", "watch many"])
-@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.full), 40])
 def test_output_that_nobody_reads_any_more_ends_the_command(
     registry: Registry, command: str, count: int
 ) -> None:
@@ -205,10 +203,12 @@ def test_console_takes_options_and_variables(registry: Registry) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "10.0.0.0:80" in done.stdout
     assert "etcd" in console(registry, "CLI --help").stdout
-    assert console(registry, "CLI --endpoints 127.0.0.1:1 services many").returncode == 1
-    refused = console(registry, "CLI services", ETCD_ENDPOINTS="ftp://x")
-    assert refused.returncode == 2
-    assert "the scheme must be http or https" in refused.stderr
+    for refused in (
+        console(registry, "CLI --endpoints ftp://x services many"),
+        console(registry, "CLI services", ETCD_ENDPOINTS="ftp://x"),
+    ):
+        assert refused.returncode == 2
+        assert "the scheme must be http or https" in refused.stderr
     assert "ETCD_PASSWORD" in console(registry, "CLI --username app services").stderr
 
 
@@ -240,7 +240,7 @@ def test_console_without_click_says_what_it_needs(registry: Registry) -> None:
         assert ("etcd-core[cli]" in done.stderr) is (words[0] != "dev")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_djangos_own_options_are_taken(start: Start, client: Client) -> None:
     """As ``--settings`` and ``-v`` are by every management command."""
     with client.register(Descriptor(name="pay", id="pay-1", address="10.0.0.1:80")):
@@ -254,10 +254,11 @@ def test_djangos_own_options_are_taken(start: Start, client: Client) -> None:
     assert "Commands:" in run(start, *DJANGO, "--help")
 
 
+@pytest.mark.full
 def test_drain_command_marks_the_running_server(start: Start, registry: Registry) -> None:
-    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT djsite.wsgi:application")
+    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT flask_site:create_app()")
     assert "draining shop" in run(start, *DJANGO, "drain", "--seconds", "0")
-    assert registry.metadata() == [{"framework": "django", "status": "draining"}]
+    assert registry.metadata() == [{"framework": "flask", "status": "draining"}]
     assert server.stop() == 0
     registry.wait_for()
     assert registry.kinds() == ["added", "modified", "removed"]
@@ -274,28 +275,27 @@ def serving(start: Start, registry: Registry, command: str, **env: str) -> Serve
     "app",
     [
         "djsite.wsgi:application",
-        pytest.param("flask_site:create_app()", marks=pytest.mark.slow),
+        pytest.param("flask_site:create_app()", marks=pytest.mark.full),
     ],
 )
 def test_health(start: Start, registry: Registry, app: str) -> None:
     server = serving(start, registry, f"-m gunicorn -b 127.0.0.1:PORT {app}")
-    found = eventually(lambda: json.loads(server.get("/etcd/health")), message="healthy")
+    found = eventually(lambda: json.loads(server.get("/etcd/health")), PATIENCE, message="healthy")
     assert (found["status"], found["problems"]) == ("ok", [])
     assert found["etcd"]["connected"] is True
     assert found["registration"]["address"] == f"127.0.0.1:{server.port}"
     lease = found["registration"]
     assert 0 < lease["lease_remaining"] <= 600
-    assert lease["lease_renewed"] + lease["lease_remaining"] == pytest.approx(600, abs=0.2)
+    assert lease["lease_renewed"] + lease["lease_remaining"] == pytest.approx(600, abs=5)
     asked = urllib.request.Request(f"http://127.0.0.1:{server.port}/etcd/health", method="HEAD")
-    with urllib.request.urlopen(asked, timeout=5) as answer:
+    with urllib.request.urlopen(asked, timeout=20) as answer:
         assert "no-store" in answer.headers["Cache-Control"]
     assert server.stop() == 0
 
 
-@pytest.mark.slow
 def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None:
     server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT flask_site:create_app()")
-    eventually(lambda: server.get("/etcd/health"), message="healthy")
+    eventually(lambda: server.get("/etcd/health"), PATIENCE, message="healthy")
     server.get("/ready/no")
     registry.wait_for()
     with pytest.raises(urllib.error.HTTPError) as raised:
@@ -328,7 +328,7 @@ def test_health_says_why_it_is_not_registered(registry: Registry) -> None:
                 "shop is not registered for this process: "
             )
 
-        eventually(told, 20, message=str(health_of(host)))
+        eventually(told, PATIENCE, message=str(health_of(host)))
         assert "wr0ngpw" not in json.dumps(health_of(host))
         assert "authentication failed" in health_of(host)["problems"][0]
         host.close()
@@ -354,7 +354,7 @@ def test_health_tells_of_configurations_and_leaderships(registry: Registry) -> N
             (found,) = [c for c in health_of(host)["configurations"] if c["name"] == source.name]
             return found["live"] and found["stale"] is None and found["revision"] >= revision
 
-        eventually(followed, 10)
+        eventually(followed, PATIENCE)
         assert "chief" in health_of(host)["leads"]
     assert "chief" not in health_of(host)["leads"]
     host.close()
@@ -367,7 +367,8 @@ def health_of(host: ServiceHost) -> Any:
 
 def test_admin_page_and_test_helpers_under_djangos_runner(start: Start, registry: Registry) -> None:
     # Not even one that is told to register: the live server of the tests is not the service.
-    output = run(start, "-m", "django", "test", "djsite", TEST_REGISTER="true")
+    told = {"TEST_ADMIN": "1", "TEST_REGISTER": "true"}
+    output = run(start, "-m", "django", "test", "djsite", **told)
     assert "OK" in output
     assert registry.events == []
 

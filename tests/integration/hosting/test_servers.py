@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+import re
 import shutil
 import signal
+import socket
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,97 +20,119 @@ from serving import APPS, PATIENCE, Registry, ServerProcess, Start
 pytestmark = pytest.mark.timeout(180)
 
 
+class How(enum.Enum):
+    """What the stopping signal is sent to."""
+
+    PARENT = "the process that was started"
+    GROUP = "the whole process group, as a terminal's Ctrl-C is"
+    RELOADER = "the process that serves, then its parent: ServerProcess.interrupt_reloader()"
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
     command: str
     stop: int = signal.SIGTERM
-    group: bool = False
-    """Signal the whole process group, as a terminal's Ctrl-C does."""
+    how: How = How.PARENT
     code: int | None = 0
     debug: bool = False
-    slow: bool = False
+    full: bool = False
+    by_ttl: bool = False
+    """Nothing runs in the process that serves when it is stopped."""
     needs: str = ""
     """A module that may be missing."""
 
     @property
     def workers(self) -> int:
-        return 4 if "-w 4 " in self.command or "--workers 4" in self.command else 1
+        found = re.search(r"(?:-w|--workers) (\d)", self.command)
+        return int(found[1]) if found else 1
 
 
 GUNICORN = "-m gunicorn -b 127.0.0.1:PORT"
+UVICORN = "-m uvicorn --port PORT"
+# On a busy machine it would not wait for the first answer of a worker.
+UVICORN_4 = f"{UVICORN} --workers 4 --timeout-worker-healthcheck 60"
+HYPERCORN = "-m hypercorn -b 127.0.0.1:PORT"
+GRANIAN = "-m granian --port PORT --interface"
 DJANGO = "djsite.wsgi:application"
 ASGI = "djsite.asgi:application"
 FLASK = "flask_site:create_app()"
+ASGI_FLASK = "through_asgiref:application"
+UVICORN_WORKER = "-k uvicorn_worker.UvicornWorker"
 TERM = signal.SIGTERM
 INT = signal.SIGINT
 
+# The servers of which each needs a row in any run, then what is shown with --full.
 CASES = [
     Case("runserver-noreload-term", "-m django runserver --noreload PORT", code=-TERM),
-    Case("runserver-noreload-int", "-m django runserver --noreload PORT", INT, slow=True),
-    Case("runserver-reload-int", "-m django runserver PORT", INT, group=True, code=None),
+    Case("runserver-reload-int", "-m django runserver PORT", INT, How.RELOADER, None),
     Case("flask-run-term", "-m flask run -p PORT", code=-TERM),
-    Case("flask-run-int", "-m flask run -p PORT", INT, slow=True, code=None),
+    Case("flask-debug-int", "-m flask run --debug -p PORT", INT, How.RELOADER, None, debug=True),
+    Case("gunicorn-flask-4", f"{GUNICORN} -w 4 {FLASK}"),
+    Case("gunicorn-django-preload-2", f"{GUNICORN} --preload -w 2 {DJANGO}"),
+    Case("gunicorn-gthread-2", f"{GUNICORN} -k gthread -w 2 {FLASK}"),
+    Case("gunicorn-gthread-preload-4-int", f"{GUNICORN} -k gthread --preload -w 4 {FLASK}", INT),
+    Case("gunicorn-gevent-2", f"{GUNICORN} -k gevent -w 2 {FLASK}", needs="gevent"),
     Case(
-        "flask-debug-int", "-m flask run --debug -p PORT", INT, group=True, code=None, debug=True
+        "gunicorn-gevent-preload-2-int", f"{GUNICORN} -k gevent --preload -w 2 {FLASK}", INT,
+        needs="gevent",
     ),
-    Case("app-run-term", "flask_site.py", code=-TERM, slow=True),
+    Case("uvicorn-1", f"{UVICORN} {ASGI}", code=-TERM),
+    Case("uvicorn-asgiref-4", f"{UVICORN_4} {ASGI_FLASK}", code=None, needs="asgiref"),
+    Case("hypercorn-1", f"{HYPERCORN} {ASGI}", needs="hypercorn"),
+    Case("waitress", f"-m waitress --listen 127.0.0.1:PORT {DJANGO}", code=-TERM, needs="waitress"),
+    Case("daphne", f"-m daphne -p PORT {ASGI}", needs="daphne"),
+]  # fmt: skip
+FULL = [
+    Case("runserver-noreload-int", "-m django runserver --noreload PORT", INT),
+    Case("runserver-reload-term", "-m django runserver PORT", code=None, by_ttl=True),
+    Case("flask-run-int", "-m flask run -p PORT", INT, code=None),
+    Case("flask-debug-term", "-m flask run --debug -p PORT", code=None, debug=True, by_ttl=True),
+    Case("app-run-term", "flask_site.py", code=-TERM),
+    Case("app-run-debug-int", "flask_site.py", INT, How.RELOADER, None, debug=True),
     Case("gunicorn-django-1", f"{GUNICORN} {DJANGO}"),
     Case("gunicorn-django-preload-4", f"{GUNICORN} --preload -w 4 {DJANGO}"),
-    Case("gunicorn-flask-1", f"{GUNICORN} {FLASK}", slow=True),
-    Case("gunicorn-flask-4", f"{GUNICORN} -w 4 {FLASK}"),
-    Case("gunicorn-gthread-4", f"{GUNICORN} -k gthread -w 4 {DJANGO}", slow=True),
-    Case(
-        "gunicorn-gthread-preload-4-int", f"{GUNICORN} -k gthread --preload -w 4 {FLASK}", INT
-    ),
-    Case("uvicorn-1", "-m uvicorn --port PORT djsite.asgi:application", code=-TERM),
-    Case(
-        "uvicorn-4", "-m uvicorn --workers 4 --port PORT djsite.asgi:application", code=None,
-        slow=True,
-    ),
-    Case("gunicorn-gevent-4", f"{GUNICORN} -k gevent -w 4 {FLASK}", needs="gevent"),
-    Case(
-        "gunicorn-gevent-preload-4-int", f"{GUNICORN} -k gevent --preload -w 4 {DJANGO}", INT,
-        needs="gevent", slow=True,
-    ),
-    Case(
-        "gunicorn-uvicorn-worker-4", f"{GUNICORN} -k uvicorn_worker.UvicornWorker -w 4 {ASGI}",
-        needs="uvicorn_worker", slow=True,
-    ),
-    Case(
-        "gunicorn-uvicorn-worker-preload-4",
-        f"{GUNICORN} -k uvicorn_worker.UvicornWorker --preload -w 4 {ASGI}",
-        needs="uvicorn_worker", slow=True,
-    ),
-    Case(
-        "uvicorn-no-lifespan", f"-m uvicorn --lifespan off --port PORT {ASGI}", code=-TERM,
-        slow=True,
-    ),
-    Case(
-        "uvicorn-reload-int", f"-m uvicorn --reload --port PORT {ASGI}", INT, group=True, code=None,
-        slow=True,
-    ),
-    Case("hypercorn-1", f"-m hypercorn -b 127.0.0.1:PORT {ASGI}", needs="hypercorn"),
-    Case(
-        "hypercorn-4-int", f"-m hypercorn -w 4 -b 127.0.0.1:PORT {ASGI}", INT, group=True,
-        code=None, needs="hypercorn", slow=True,
-    ),
-    Case(
-        "waitress", f"-m waitress --listen 127.0.0.1:PORT {DJANGO}", code=-TERM, needs="waitress"
-    ),
-    Case(
-        "granian-asgi", f"-m granian --interface asgi --port PORT {ASGI}", needs="granian",
-        slow=True,
-    ),
-    Case("daphne", f"-m daphne -p PORT {ASGI}", needs="daphne", slow=True),
+    Case("gunicorn-flask-1", f"{GUNICORN} {FLASK}"),
+    Case("gunicorn-flask-int", f"{GUNICORN} -w 2 {FLASK}", INT, How.GROUP),
+    Case("gunicorn-gthread-4", f"{GUNICORN} -k gthread -w 4 {DJANGO}"),
+    Case("gunicorn-gevent-preload-4", f"{GUNICORN} -k gevent --preload -w 4 {DJANGO}",
+         needs="gevent"),
+    Case("gunicorn-gevent-int", f"{GUNICORN} -k gevent -w 4 {FLASK}", INT, How.GROUP,
+         needs="gevent"),
+    Case("gunicorn-asgi-2", f"{GUNICORN} -k asgi -w 2 {ASGI}", needs="gunicorn.workers.gasgi"),
+    Case("gunicorn-asgi-preload-2", f"{GUNICORN} -k asgi --preload -w 2 {ASGI}",
+         needs="gunicorn.workers.gasgi"),
+    Case("gunicorn-uvicorn-worker-4", f"{GUNICORN} {UVICORN_WORKER} -w 4 {ASGI}",
+         needs="uvicorn_worker"),
+    Case("gunicorn-uvicorn-worker-preload-4", f"{GUNICORN} {UVICORN_WORKER} --preload -w 4 {ASGI}",
+         needs="uvicorn_worker"),
+    Case("gunicorn-reuse-port-2", f"{GUNICORN} --reuse-port -w 2 {FLASK}"),
+    Case("gunicorn-systemd-2", f"activated.py -m gunicorn -w 2 {FLASK}"),
+    Case("gunicorn-systemd-preload-2", f"activated.py -m gunicorn --preload -w 2 {FLASK}"),
+    Case("uvicorn-int", f"{UVICORN} {ASGI}", INT, code=None),
+    Case("uvicorn-4", f"{UVICORN_4} {ASGI}", code=None),
+    Case("uvicorn-4-int", f"{UVICORN_4} {ASGI_FLASK}", INT, How.GROUP, None,
+         needs="asgiref"),
+    Case("uvicorn-no-lifespan", f"{UVICORN} --lifespan off {ASGI}", code=-TERM),
+    Case("uvicorn-reload-int", f"{UVICORN} --reload {ASGI}", INT, How.GROUP, None),
+    Case("uvicorn-asgiref-1", f"{UVICORN} {ASGI_FLASK}", code=-TERM, needs="asgiref"),
+    Case("uvicorn-a2wsgi-1", f"{UVICORN} through_a2wsgi:application", code=-TERM, needs="a2wsgi"),
+    Case("hypercorn-2", f"{HYPERCORN} -w 2 {ASGI}", code=None, needs="hypercorn"),
+    Case("hypercorn-4-int", f"{HYPERCORN} -w 4 {ASGI}", INT, How.GROUP, None, needs="hypercorn"),
+    Case("hypercorn-reload-int", f"{HYPERCORN} --reload {ASGI}", INT, How.GROUP, None,
+         needs="hypercorn"),
+    Case("hypercorn-wsgi", f"{HYPERCORN} wsgi:flask_site:app", needs="hypercorn"),
+    Case("granian-asgi", f"{GRANIAN} asgi {ASGI}", needs="granian"),
+    Case("granian-wsgi", f"{GRANIAN} wsgi flask_site:app", needs="granian"),
+    Case("granian-wsgi-2-int", f"{GRANIAN} wsgi --workers 2 flask_site:app", INT, needs="granian"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
-        for case in CASES
+        *(pytest.param(case, id=case.name) for case in CASES),
+        *(pytest.param(case, id=case.name, marks=pytest.mark.full) for case in FULL),
     ],
 )
 def test_registered_while_serving(
@@ -118,25 +144,33 @@ def test_registered_while_serving(
     server = start(
         *case.command.split(" "),
         TEST_DEBUG="1" if case.debug else "0",
+        TEST_TTL="5" if case.by_ttl else "600",
         XDG_RUNTIME_DIR=str(tmp_path),
     )
     server.wait_serving()
     registry.wait_for(f"127.0.0.1:{server.port}")
-    eventually(lambda: server.output.count(": in place") == case.workers, message="all workers")
+    server.wait_registered(case.workers)
+    assert server.output.count(": in place") == case.workers
     locks = tmp_path / "etcd-core"
     assert len(list(locks.iterdir())) == 1
     assert project_files() == project
-    if case.group:
-        server.signal_group(case.stop)
-        code = server.wait()
-    else:
-        code = server.stop(case.stop)
+    code = stop(server, case)
     registry.wait_for()
     assert case.code is None or code == case.code, server.output
-    eventually(lambda: len(registry.events) >= 2, message="both events")
+    eventually(lambda: len(registry.events) >= 2, PATIENCE, message="both events")
     assert registry.kinds() == ["added", "removed"], server.output
-    eventually(lambda: not list(locks.iterdir()), message="no lock file left")
+    # What a killed process leaves is found unlocked by the next one.
+    eventually(lambda: case.by_ttl or not [*locks.iterdir()], PATIENCE, message="no lock file left")
     assert project_files() == project
+
+
+def stop(server: ServerProcess, case: Case) -> int:
+    if case.how is How.RELOADER:
+        return server.interrupt_reloader()
+    if case.how is How.GROUP:
+        server.signal_group(case.stop)
+        return server.wait()
+    return server.stop(case.stop)
 
 
 def project_files() -> set[Path]:
@@ -159,7 +193,7 @@ def tried_to_register(server: ServerProcess) -> bool:
 
 # Each with what it says when it has done its work.
 COMMANDS = {
-    "-m django migrate": "Applying contenttypes",
+    "-m django migrate": "Applying django_etcd",
     "-m django check": "no issues",
     "-m django shell -c print(6*7)": "42",
     "-m flask routes": "health",
@@ -175,7 +209,7 @@ COMMANDS = {
         pytest.param(
             command,
             said,
-            marks=[] if "shell" in command or "flask" in command else pytest.mark.slow,
+            marks=pytest.mark.full if command == "-m django check" else [],
         )
         for command, said in COMMANDS.items()
     ],
@@ -193,23 +227,24 @@ class Run:
     command: str
     processes: int
     needs: str = ""
-    slow: bool = False
+    full: bool = False
 
 
+CELERY = "-m celery -A celery_site:celery_app worker"
 RUNS = [
-    Run(f"{GUNICORN} -w 2 running_site:create_app()", 2, slow=True),
+    Run(f"{GUNICORN} -w 2 running_site:create_app()", 2, full=True),
     Run(f"{GUNICORN} -w 2 --preload running_site:create_app()", 2),
-    Run("-m flask --app running_site run -p PORT", 1, slow=True),
+    Run("-m flask --app running_site run -p PORT", 1, full=True),
     Run("-m flask --app running_site run --debug -p PORT", 1),
-    Run("-m celery -A celery_site:celery_app worker -c 2 -l info", 2, "celery", slow=True),
-    Run("-m celery -A celery_site:celery_app worker -P threads -l info", 1, "celery", slow=True),
+    Run(f"{CELERY} -c 2 -l info", 2, "celery"),
+    Run(f"{CELERY} -P threads -l info", 1, "celery", full=True),
 ]
 
 
 @pytest.mark.parametrize(
     "run",
     [
-        pytest.param(run, id=run.command, marks=[pytest.mark.slow] if run.slow else [])
+        pytest.param(run, id=run.command, marks=[pytest.mark.full] if run.full else [])
         for run in RUNS
     ],
 )
@@ -217,11 +252,16 @@ def test_when_running(run: Run, registry: Registry, start: Start) -> None:
     if run.needs and not find_spec(run.needs):
         pytest.skip(f"{run.needs} is not installed")
     server = start(*run.command.split(" "), **EAGER)
-    eventually(lambda: server.output.count("running in") == run.processes, 30, message=run.command)
+    server.wait_said("running in", run.processes)
     pids = {line.split()[-1] for line in server.output.splitlines() if "running in" in line}
     assert len(pids) == run.processes
     assert str(server.pid) not in pids or run.processes == 1
-    server.signal_group(signal.SIGINT)
+    if run.needs == "celery":
+        # Its end takes six seconds, and what it would have started it has when it is ready.
+        server.wait_said(" ready.")
+        server.signal_group(signal.SIGKILL)
+    else:
+        server.signal_group(signal.SIGINT)
     server.wait()
     assert server.output.count("running in") == run.processes
     # Of these the ones of Celery alone load an application that has something to register.
@@ -237,8 +277,10 @@ def test_when_running_runs_nothing_for_a_check(start: Start) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["-m flask run -p PORT", f"{GUNICORN} {DJANGO}"],
-    ids=["flask", "django"],
+    [
+        pytest.param("-m flask run -p PORT", id="flask"),
+        pytest.param(f"{GUNICORN} {DJANGO}", id="django", marks=pytest.mark.full),
+    ],
 )
 def test_told_to_register_or_not_to(registry: Registry, start: Start, command: str) -> None:
     silent = start(*command.split(" "), TEST_REGISTER="false", TEST_TELL_THREADS="1")
@@ -261,11 +303,16 @@ def test_a_process_that_runs_tests_registers_when_told_to(registry: Registry, st
     assert registry.kinds() == ["added", "removed"]
 
 
+# In short pauses: Python looks for signals between two steps of the program, so signal.pause()
+# would wait for ever for one that came while the thread waited for the interpreter's lock.
+WAITS = "import time\nwhile True: time.sleep(0.05)"
+
+
 @pytest.mark.parametrize("module", ["flask_site", "djsite.wsgi"])
 def test_told_to_and_where_it_registers_without_a_socket(
     registry: Registry, start: Start, module: str
 ) -> None:
-    server = start("-c", f"import signal, {module}; signal.pause()", **EAGER)
+    server = start("-c", f"import {module}\n{WAITS}", **EAGER)
     registry.wait_for("shop.example:80")
     assert server.stop() == -signal.SIGTERM, server.output
     registry.wait_for()
@@ -277,13 +324,12 @@ def test_a_reloaders_parent_does_not_register_even_when_told_to(
     server = start("-m", "flask", "run", "--debug", "-p", "PORT", **EAGER)
     server.wait_serving()
     registry.wait_for("shop.example:80")
-    server.signal_group(signal.SIGINT)
-    server.wait(30)
+    server.interrupt_reloader()
     registry.wait_for()
     assert server.output.count(": in place") == 1, server.output
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("after", marks=pytest.mark.full)])
 def test_a_handler_of_sigterm_that_the_program_has_is_kept(
     registry: Registry, start: Start, moment: str
 ) -> None:
@@ -297,19 +343,37 @@ def test_a_handler_of_sigterm_that_the_program_has_is_kept(
     assert registry.kinds() == ["added", "removed"]
 
 
-# What a new process takes to load the application is the better part of it.
-_LONGEST_GAP = 10.0
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("-m flask run -p TAKEN", id="flask"),
+        pytest.param("-m django runserver --noreload TAKEN", id="django", marks=pytest.mark.full),
+        pytest.param(f"-m uvicorn --port TAKEN {ASGI}", id="uvicorn", marks=pytest.mark.full),
+        pytest.param(f"-m gunicorn -b 127.0.0.1:TAKEN {FLASK}", id="gunicorn",
+                     marks=pytest.mark.full),
+    ],
+)  # fmt: skip
+def test_a_port_in_use_is_never_registered(registry: Registry, start: Start, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        server = start(*command.replace("TAKEN", port).split(" "), TEST_TELL_THREADS="1")
+        assert server.wait() != 0, server.output
+    assert registry.events == []
+
+
+# From the first answer of the new process; it takes longer than that to load the application.
+_SOON = 10.0
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param("SITE/manage.py runserver PORT", id="runserver"),
-        pytest.param("SITE/flask_site.py", id="flask", marks=pytest.mark.slow),
+        pytest.param("SITE/manage.py runserver PORT", id="runserver", marks=pytest.mark.full),
+        pytest.param("SITE/flask_site.py", id="flask"),
         pytest.param(
             f"-m uvicorn --reload --app-dir SITE --reload-dir SITE --port PORT {ASGI}",
             id="uvicorn",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -333,10 +397,14 @@ def test_a_change_of_a_file_takes_the_entry_along(
         return False
 
     eventually(noticed, PATIENCE, interval=0.5, message="the entry of the old process gone")
+    eventually(lambda: server.get() != before, PATIENCE, message="the new process answers")
+    answered = time.monotonic()
     registry.wait_for(f"127.0.0.1:{server.port}")
-    assert server.get() != before
-    server.signal_group(signal.SIGINT)
-    server.wait()
+    if "uvicorn" in command:
+        server.signal_group(signal.SIGINT)
+        server.wait()
+    else:
+        server.interrupt_reloader()
     registry.wait_for()
     assert registry.kinds() == ["added", "removed", "added", "removed"], server.output
-    assert registry.times[2] - registry.times[1] < _LONGEST_GAP
+    assert registry.times[2] - answered < _SOON

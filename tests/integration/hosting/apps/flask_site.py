@@ -72,7 +72,7 @@ def create_app() -> Flask:
         ETCD_SERVICE_NAME=os.environ["TEST_SERVICE"],
         ETCD_SERVICE_METADATA={"framework": "flask"},
         ETCD_SERVICE_TTL=os.environ.get("TEST_TTL", "600"),
-        ETCD_TIMEOUT=2,
+        ETCD_TIMEOUT=os.environ.get("TEST_TIMEOUT", "2"),
     )
     for name in ("SERVICE_ADDRESS", "SERVICE_ID", "REGISTER", "DRAIN", "READY", "READY_INTERVAL"):
         if f"TEST_{name}" in os.environ:
@@ -86,6 +86,11 @@ def create_app() -> Flask:
     @app.get("/")
     def hello() -> dict[str, int]:
         return {"pid": os.getpid()}
+
+    @app.get("/hang")
+    def hang() -> str:
+        time.sleep(600)
+        return ""
 
     @app.get("/registered")
     def registered() -> dict[str, bool]:

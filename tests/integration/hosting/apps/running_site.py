@@ -9,11 +9,3 @@ when_running(lambda: os.write(1, f"running in {os.getpid()}\n".encode()))
 
 def create_app() -> Flask:
     return Flask(__name__)
-
-
-try:
-    from celery import Celery
-except ImportError:
-    pass
-else:
-    celery_app = Celery("running", broker="memory://")

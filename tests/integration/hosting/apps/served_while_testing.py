@@ -32,6 +32,6 @@ class Served(unittest.TestCase):
         thread.start()
         self.addCleanup(thread.join)
         self.addCleanup(server.shutdown)
-        eventually(lambda: told.registration is not None and told.registration.registered, 30)
+        eventually(lambda: told.registration is not None and told.registration.registered, 60)
         # It looked at the same sockets for as long.
         assert automatic.registration is None

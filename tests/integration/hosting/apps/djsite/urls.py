@@ -1,6 +1,6 @@
 import os
 
-from django.contrib import admin
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
@@ -19,6 +19,9 @@ def registered(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("", hello),
     path("registered", registered),
-    path("admin/", admin.site.urls),
     path("etcd/", include("django_etcd.urls")),
 ]
+if settings.WITH_ADMIN:
+    from django.contrib import admin
+
+    urlpatterns.append(path("admin/", admin.site.urls))

@@ -1,0 +1,4 @@
+from a2wsgi import WSGIMiddleware
+from flask_site import app
+
+application = WSGIMiddleware(app)
