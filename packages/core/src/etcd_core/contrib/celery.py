@@ -10,8 +10,13 @@ runs in beat's own thread; the candidacy has its thread.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
@@ -76,8 +81,9 @@ class LeaderScheduler(Scheduler):
             self._suspension.forget()
             return 0.0
         try:
-            self._take_over(candidate)
-            delay: float = super().tick(*args, **kwargs)
+            with _uninterrupted():
+                self._take_over(candidate)
+                delay: float = super().tick(*args, **kwargs)
         except (EtcdError, _BrokerDown) as exc:
             # What is in memory may be ahead of what was sent: begin again from the records.
             self._term = None
@@ -172,3 +178,37 @@ class LeaderScheduler(Scheduler):
 
 class _BrokerDown(Exception):
     """A message could not be sent now; it stays noted as about to be sent."""
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold beat's end back while a request or a message may be on its way.
+
+    Beat's handler closes the scheduler and raises SystemExit wherever the main thread is. Amid a
+    gRPC call that leaves gRPC's locks held, or is swallowed, and the process never ends; amid a
+    send it is sent again by the next beat. Who signals twice does not want to wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late: list[int] = []
+    handlers = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        late.append(number)
+        if len(late) > 1:
+            handlers[signal.Signals(number)](number, frame)
+
+    for number in handlers:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if len(late) == 1:
+            signal.raise_signal(late[0])
