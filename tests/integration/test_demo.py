@@ -76,13 +76,21 @@ def expect_nothing_left(folder: Path) -> None:
     eventually(lambda: not list(folder.iterdir()), message="no file is left")
 
 
-def test_every_step_is_seen(tmp_path: Path) -> None:
-    with demo(tmp_path) as process:
-        output, _ = process.communicate(timeout=150)
+def test_every_step_is_seen_and_keep_runs_until_ctrl_c(tmp_path: Path) -> None:
+    with demo(tmp_path, "--keep") as process:
+        kept = lines_until(process, "  Ctrl-C stops everything")
+        shown = "".join(kept)
+        urls = re.findall(r"\((?:Flask|Django)\) +(http://127\.0\.0\.1:\d+/)", shown)
+        assert len(urls) == 2, shown
+        for url in urls:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                assert b"hello after the restart" in answer.read()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
-        *steps, last = output.splitlines()
+        *steps, last = [line for line in (shown + output).splitlines() if not is_hint(line)]
         matches = [LINE.fullmatch(step) for step in steps]
-        assert all(matches), output
+        assert all(matches), steps
         seen = [match.groups() for match in matches if match is not None]
         assert [number for number, *_ in seen] == [str(n + 1) for n in range(len(STEPS))]
         assert [title for _, _, title, _ in seen] == STEPS
@@ -94,13 +102,43 @@ def test_every_step_is_seen(tmp_path: Path) -> None:
         expect_nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: int) -> None:
+def test_it_ends_by_itself(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith(" 4."):
-            assert process.poll() is None
-        assert len(started_by_demo(tmp_path)) >= 4
+        output, _ = process.communicate(timeout=150)
+        assert process.returncode == 0, output
+        assert f"{len(STEPS):>2}. " in output
+        expect_nothing_left(tmp_path)
+
+
+def is_hint(line: str) -> bool:
+    """Tell whether ``--keep`` prints the line to say what to try."""
+    return not line or (line.startswith("  ") and not LINE.fullmatch(line))
+
+
+def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """Return the lines up to the one that begins with ``text``."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith(text):
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    return lines
+
+
+@pytest.mark.parametrize(
+    # After this step, that is amid the next one: all servers run, or they are being started.
+    ("number", "step", "processes"),
+    [
+        pytest.param(signal.SIGINT, " 3.", 4, id="SIGINT"),
+        pytest.param(signal.SIGTERM, " 2.", 2, id="SIGTERM"),
+    ],
+)
+def test_a_signal_in_the_middle_leaves_nothing(
+    tmp_path: Path, number: int, step: str, processes: int
+) -> None:
+    with demo(tmp_path) as process:
+        lines_until(process, step)
+        eventually(lambda: len(started_by_demo(tmp_path)) >= processes)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output
@@ -109,31 +147,9 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: int) -> N
         expect_nothing_left(tmp_path)
 
 
-def test_keep_runs_until_ctrl_c(tmp_path: Path) -> None:
-    with demo(tmp_path, "--keep") as process:
-        assert process.stdout is not None
-        shown = ""
-        while "Ctrl-C stops everything" not in shown:
-            line = process.stdout.readline()
-            assert line, shown
-            shown += line
-        urls = re.findall(r"\((?:Flask|Django)\) +(http://127\.0\.0\.1:\d+/)", shown)
-        assert len(urls) == 2, shown
-        for url in urls:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                assert b"hello after the restart" in answer.read()
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, output
-        assert "10." in output
-        expect_nothing_left(tmp_path)
-
-
 def test_a_step_that_fails_fails_the_demo(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith(" 4."):
-            assert process.poll() is None
+        lines_until(process, " 3.")
         (office,) = (each for each in started_by_demo(tmp_path) if "runserver" in each.cmdline())
         office.kill()
         output, _ = process.communicate(timeout=60)

@@ -353,11 +353,10 @@ def test_many_proclamations_are_not_all_remembered(client: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lock", "election", "candidacy", "registration"])
-def test_leaving_a_block_keeps_the_error_of_the_body(kind: str, prefix: str) -> None:
-    with (
-        EtcdServer() as server,
-        Client(endpoints=[server.endpoint], prefix=prefix, timeout=1.0) as client,
-    ):
+def test_leaving_a_block_keeps_the_error_of_the_body(
+    kind: str, prefix: str, proxy: FaultProxy
+) -> None:
+    with Client(endpoints=[proxy.endpoint], prefix=prefix, timeout=1.0) as client:
         make: dict[str, Callable[[], AbstractContextManager[object]]] = {
             "lock": lambda: client.lock("a"),
             "election": lambda: client.campaign("a", "me"),
@@ -370,7 +369,8 @@ def test_leaving_a_block_keeps_the_error_of_the_body(kind: str, prefix: str) -> 
 
         def run() -> None:
             with entered:
-                server.kill()
+                proxy.refuse()
+                proxy.reset()
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):

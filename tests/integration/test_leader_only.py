@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import fenced_counter
 from etcd_core import (
     Client,
     ClosedError,
@@ -29,7 +30,9 @@ from etcd_core import (
     signals,
 )
 from etcd_core.testing import EtcdServer, FaultProxy, RpcCounter, eventually
-from takeovers import CLEAN_EXIT, CRASH, Takeovers
+from fenced_counter import FencedCounter
+from fleet import Fleet, Members
+from takeovers import CLEAN_EXIT, CRASH, HOLD, STOP, Takeovers
 
 TTL = 2
 
@@ -40,8 +43,13 @@ def takeovers(request: pytest.FixtureRequest) -> Takeovers:
 
 
 @pytest.fixture
-def make_client(etcd_server: EtcdServer, etcd_client: Client) -> Iterator[Callable[..., Client]]:
-    """More clients under the prefix of ``etcd_client``, each like a process of its own."""
+def make_client(
+    etcd_server: EtcdServer, etcd_client: Client, proxy: FaultProxy
+) -> Iterator[Callable[..., Client]]:
+    """More clients under the prefix of ``etcd_client``, each like a process of its own.
+
+    Closed before ``proxy`` is: a client that cannot reach etcd takes its time.
+    """
     with ExitStack() as stack:
 
         def make(**options: object) -> Client:
@@ -195,12 +203,12 @@ class TestOneProcess:
 class TestUnreachable:
     def test_skip_with_one_warning_and_recover(
         self,
-        etcd_server: EtcdServer,
+        proxy: FaultProxy,
         make_client: Callable[..., Client],
         skips: list[str],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        with FaultProxy(etcd_server.endpoint) as proxy, caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO):
             proxy.refuse()
             task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.5))
             assert [task() for _ in range(50)] == [None] * 50
@@ -215,49 +223,46 @@ class TestUnreachable:
             assert "answers again" in lines[1].getMessage()
 
     def test_raise_gives_the_error(
-        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+        self, proxy: FaultProxy, make_client: Callable[..., Client]
     ) -> None:
-        with FaultProxy(etcd_server.endpoint) as proxy:
-            proxy.refuse()
-            task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3), otherwise="raise")
-            for _ in range(2):
-                with pytest.raises((ConnectionError, TimeoutError)) as caught:
-                    task()
-                assert isinstance(caught.value, EtcdError)
+        proxy.refuse()
+        task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3), otherwise="raise")
+        for _ in range(2):
+            with pytest.raises((ConnectionError, TimeoutError)) as caught:
+                task()
+            assert isinstance(caught.value, EtcdError)
 
     def test_the_first_call_is_bounded_by_the_timeout(
-        self, etcd_server: EtcdServer, make_client: Callable[..., Client], skips: list[str]
+        self, proxy: FaultProxy, make_client: Callable[..., Client], skips: list[str]
     ) -> None:
-        with FaultProxy(etcd_server.endpoint) as proxy:
-            proxy.hold()
-            task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3))
-            started = time.monotonic()
-            assert task() is None
-            assert time.monotonic() - started < 3
-            assert skips == ["unreachable"]
-            proxy.heal()
+        proxy.hold()
+        task = guarded(make_client(endpoints=[proxy.endpoint], timeout=0.3))
+        started = time.monotonic()
+        assert task() is None
+        assert time.monotonic() - started < 3
+        assert skips == ["unreachable"]
+        proxy.heal()
 
     @pytest.mark.slow
     def test_leadership_ends_before_the_lease(
-        self, etcd_server: EtcdServer, make_client: Callable[..., Client], skips: list[str]
+        self, proxy: FaultProxy, make_client: Callable[..., Client], skips: list[str]
     ) -> None:
-        with FaultProxy(etcd_server.endpoint) as proxy:
-            client = make_client(endpoints=[proxy.endpoint], timeout=0.5)
-            task, careful = guarded(client), guarded(client, min_remaining=1.0)
-            assert task()
-            eventually(careful, timeout=10)
-            proxy.hold()
-            eventually(lambda: careful() is None and task() is not None, timeout=10)
-            assert set(skips) == {"min_remaining"}
-            eventually(lambda: task() is None, timeout=10)
-            eventually(lambda: task() is None and skips[-1] == "unreachable", timeout=10)
-            proxy.heal()
-            assert eventually(task, timeout=20)
+        client = make_client(endpoints=[proxy.endpoint], timeout=0.5)
+        task, careful = guarded(client), guarded(client, min_remaining=1.0)
+        assert task()
+        eventually(careful, timeout=10)
+        proxy.hold()
+        eventually(lambda: careful() is None and task() is not None, timeout=10)
+        assert set(skips) == {"min_remaining"}
+        eventually(lambda: task() is None, timeout=10)
+        eventually(lambda: task() is None and skips[-1] == "unreachable", timeout=10)
+        proxy.heal()
+        assert eventually(task, timeout=20)
 
 
 class TestEventLoop:
     def test_no_wait_blocks_the_loop(
-        self, etcd_server: EtcdServer, make_client: Callable[..., Client]
+        self, proxy: FaultProxy, make_client: Callable[..., Client]
     ) -> None:
         async def main(client: Client, proxy: FaultProxy) -> int:
             task = leader_only("job", client=client, ttl=TTL, otherwise="raise")(token_of_term)
@@ -273,10 +278,9 @@ class TestEventLoop:
             assert await call > 0
             return ticks
 
-        with FaultProxy(etcd_server.endpoint) as proxy:
-            proxy.hold()
-            client = make_client(endpoints=[proxy.endpoint], timeout=20.0)
-            assert asyncio.run(main(client, proxy)) >= 20
+        proxy.hold()
+        client = make_client(endpoints=[proxy.endpoint], timeout=20.0)
+        assert asyncio.run(main(client, proxy)) >= 20
 
     def test_waiting_can_be_cancelled(
         self, etcd_client: Client, make_client: Callable[..., Client]
@@ -340,200 +344,124 @@ async def token_of_term() -> int:
 
 
 WORKER = """
-    import os, sys, time
+    import signal, sys, time
     import etcd_core
     from etcd_core import Client, current_term
+    from fenced_counter import FencedCounter
 
-    endpoint, prefix, until, kind = sys.argv[1:5]
+    endpoint, prefix, kind = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     client = Client(endpoints=[endpoint], prefix=prefix)
-    KEY = prefix + "/counter"
+    counter = FencedCounter(client)
 
     @getattr(etcd_core, kind)("job", client=client, ttl=2)
     def tick():
-        term = current_term()
-        raw = client.raw
-        value, meta = raw.get(KEY)
-        wanted = int(value or b"0") + 1
-        unchanged = raw.transactions.mod(KEY) == (meta.mod_revision if meta else 0)
-        done, _ = raw.transaction(
-            compare=[term.guard(), unchanged],
-            success=[raw.transactions.put(KEY, str(wanted))],
-            failure=[],
-        )
-        # Judged by the store: a tick that is refused while the term lasts ran beside another one.
-        lasting = term.remaining() > 0
-        print("ran", term.token, wanted if done else "refused", lasting, flush=True)
+        counter.count(current_term())
 
-    print("started", flush=True)
-    while not os.path.exists(until):
+    while True:
         try:
             tick()
         except Exception as exc:
             print("failed", type(exc).__name__, flush=True)
-        time.sleep(0.02)
-    print("leaving", flush=True)
+        time.sleep(0.04)
 """
 
 
-class Worker:
-    """A process that calls its task again and again, and what it printed."""
+@pytest.fixture(scope="module")
+def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
+    """Start a process that calls its task again and again, and counts in it."""
+    script = tmp_path_factory.mktemp("worker") / "worker.py"
+    script.write_text(textwrap.dedent(WORKER))
+    path = [str(Path(fenced_counter.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
-    def __init__(self, script: Path, stop: Path, endpoint: str, prefix: str, kind: str) -> None:
-        self.stop = stop
-        self.lines: list[tuple[float, list[str]]] = []
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), endpoint, prefix, str(stop), kind],
-            stdout=subprocess.PIPE,
+    def start(endpoint: str, prefix: str, kind: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(script), endpoint, prefix, kind],
+            env=env,
+            stdout=subprocess.DEVNULL,
             text=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((time.monotonic(), line.split()))
-
-    @property
-    def runs(self) -> list[tuple[float, int, str, bool]]:
-        """When, under which token, with which result, and whether the term lasted."""
-        return [
-            (at, int(words[1]), words[2], words[3] == "True")
-            for at, words in list(self.lines)
-            if words[0] == "ran"
-        ]
-
-    def finish(self) -> None:
-        """Let the process end by itself, and read all that it printed."""
-        self.stop.touch()
-        assert self.process.wait(20) == 0
-        self._reader.join(10)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+    return start
 
 
-@pytest.fixture
-def workers(
-    etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path
-) -> Iterator[Callable[..., Worker]]:
-    script = tmp_path / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
-    with ExitStack() as stack:
-        numbers = iter(range(100))
-
-        def start(endpoint: str = etcd_server.endpoint, *, kind: str = "leader_only") -> Worker:
-            stop = tmp_path / f"stop-{next(numbers)}"
-            worker = Worker(script, stop, endpoint, etcd_client.prefix, kind)
-            stack.callback(worker.close)
-            return worker
-
-        yield start
+@pytest.fixture(scope="class")
+def members(
+    etcd_server: EtcdServer, start_worker: Callable[..., subprocess.Popen[str]]
+) -> Iterator[Members]:
+    prefix = f"/test/{uuid.uuid4().hex}"
+    start = lambda endpoint: start_worker(endpoint, prefix, "leader_only")  # noqa: E731
+    with Members(etcd_server, prefix, start) as members:
+        yield members
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 class TestProcesses:
-    def test_one_runs_and_others_take_over(
-        self, workers: Callable[..., Worker], etcd_client: Client, takeovers: Takeovers
-    ) -> None:
-        fleet = [workers() for _ in range(3)]
-        gone: list[Worker] = []
+    """Three processes, which all tests share: each one leaves three that are well."""
 
-        def replaced(leader: Worker) -> Worker:
-            """Take the leader out of the fleet and return its heir."""
-            fleet.remove(leader)
-            gone.append(leader)
-            heir = self.leader_of(fleet)
-            fleet.append(workers())
-            return heir
+    @pytest.fixture
+    def fleet(self, members: Members, make_client: Callable[..., Client]) -> Fleet:
+        return Fleet(members, make_client(prefix=members.prefix), "job")
 
+    def test_one_runs_and_others_take_over(self, fleet: Fleet, takeovers: Takeovers) -> None:
         for _ in takeovers.rounds():
-            self.expect_candidates(etcd_client, 3)
-            leader = self.leader_of(fleet)
-            leader.process.kill()
-            killed = time.monotonic()
-            heir = replaced(leader)
-            takeovers.note(CRASH, heir.runs[0][0] - killed)
+            fleet.take_over(CRASH, takeovers)
+            fleet.take_over(CLEAN_EXIT, takeovers)
+        fleet.wait_for_counts(20)
+        fleet.counter.judge()
 
-            self.expect_candidates(etcd_client, 3)
-            heir.finish()
-            takeovers.note(CLEAN_EXIT, replaced(heir).runs[0][0] - heir.lines[-1][0])
+    def test_a_stopped_leader_does_no_harm(self, fleet: Fleet, takeovers: Takeovers) -> None:
+        self.lose_and_come_back(fleet, takeovers, STOP)
 
-        for worker in fleet:
-            worker.finish()
-        self.judge([*gone, *fleet], etcd_client, killed=takeovers.count(CRASH))
-        # Everybody resigned or expired: the next one leads at once.
-        assert etcd_client.leader("job") is None
-
-    @pytest.mark.slow
-    def test_a_stopped_leader_does_no_harm(
-        self, workers: Callable[..., Worker], etcd_client: Client, takeovers: Takeovers
+    def test_a_leader_without_a_network_does_no_harm(
+        self, fleet: Fleet, takeovers: Takeovers
     ) -> None:
-        fleet = [workers(), workers()]
-        leader = self.leader_of(fleet)
-        self.expect_candidates(etcd_client, 2)
-        leader.process.send_signal(signal.SIGSTOP)
-        stopped = time.monotonic()
-        other = next(worker for worker in fleet if worker is not leader)
-        eventually(lambda: other.runs, timeout=30)
-        takeovers.note("SIGSTOP", other.runs[0][0] - stopped)
-        before = len(leader.runs)
-        leader.process.send_signal(signal.SIGCONT)
-        seen = len(other.runs)
-        eventually(lambda: len(other.runs) > seen + 20, timeout=20)
-        # At most the run that was under way when it was stopped.
-        assert len(leader.runs) - before <= 1
-        for worker in (leader, other):
-            worker.finish()
-        self.judge(fleet, etcd_client)
+        self.lose_and_come_back(fleet, takeovers, HOLD)
 
+    @staticmethod
+    def lose_and_come_back(fleet: Fleet, takeovers: Takeovers, how: str) -> None:
+        refused = len(fleet.counter.refused())
+        fleet.take_over(how, takeovers).recover()
+        fleet.wait_for_counts(20)
+        # It has joined again, and has tried to count once at most: in the run it was in.
+        fleet.settled()
+        assert len(fleet.counter.refused()) <= refused + 1
+        fleet.counter.judge()
+
+
+class TestOtherProcesses:
     @pytest.mark.slow
     def test_exclusive_runs_of_three_processes(
-        self, workers: Callable[..., Worker], etcd_client: Client
-    ) -> None:
-        fleet = [workers(kind="exclusive") for _ in range(3)]
-        eventually(lambda: all(worker.runs for worker in fleet), timeout=30)
-        killed = fleet[0]
-        killed.process.kill()
-        seen = [len(worker.runs) for worker in fleet[1:]]
-        eventually(
-            lambda: all(len(w.runs) > n + 10 for w, n in zip(fleet[1:], seen, strict=True)),
-            timeout=30,
-        )
-        for worker in fleet[1:]:
-            worker.finish()
-        self.judge(fleet, etcd_client)
-
-    @pytest.mark.slow
-    def test_a_leader_without_a_network_does_no_harm(
         self,
-        workers: Callable[..., Worker],
-        etcd_client: Client,
         etcd_server: EtcdServer,
-        takeovers: Takeovers,
+        etcd_client: Client,
+        start_worker: Callable[..., subprocess.Popen[str]],
     ) -> None:
-        with FaultProxy(etcd_server.endpoint) as proxy:
-            leader = workers(proxy.endpoint)
-            self.leader_of([leader])
-            other = workers()
-            self.expect_candidates(etcd_client, 2)
-            proxy.hold()
-            held = time.monotonic()
-            eventually(lambda: other.runs, timeout=30)
-            takeovers.note("network hold", other.runs[0][0] - held)
-            proxy.heal()
-            seen, before = len(other.runs), len(leader.runs)
-            eventually(lambda: len(other.runs) > seen + 20, timeout=20)
-            # At most the run whose answer was on its way.
-            assert len(leader.runs) - before <= 1
-            for worker in (other, leader):
-                worker.finish()
-        self.judge([leader, other], etcd_client)
+        counter, fleet = FencedCounter(etcd_client), []
+
+        def runs_of(pids: set[int], since: int) -> bool:
+            return pids <= {count.pid for count in counter.counts() if count.number > since}
+
+        try:
+            for _ in range(3):
+                fleet.append(start_worker(etcd_server.endpoint, etcd_client.prefix, "exclusive"))
+            pids = {process.pid for process in fleet}
+            eventually(lambda: runs_of(pids, 0), timeout=30)
+            fleet[0].kill()
+            fleet[0].wait(10)
+            killed_after = len(counter.counts())
+            eventually(lambda: runs_of(pids - {fleet[0].pid}, killed_after), timeout=30)
+            for process in fleet[1:]:
+                process.terminate()
+                assert process.wait(20) == 0
+        finally:
+            for process in fleet:
+                process.kill()
+                process.wait(10)
+        tokens = [count.token for count in counter.judge()]
+        assert len(set(tokens)) == len(tokens)
 
     def test_a_job_that_runs_once_runs_and_resigns(
         self, etcd_server: EtcdServer, etcd_client: Client
@@ -583,30 +511,3 @@ class TestProcesses:
             text=True,
         )
         assert out.stdout.splitlines() == ["child 0", "parent True True"]
-
-    @staticmethod
-    def leader_of(fleet: list[Worker]) -> Worker:
-        def running() -> Worker | None:
-            return next((worker for worker in fleet if worker.runs), None)
-
-        found = eventually(running, timeout=30, message="a worker runs its task")
-        assert found is not None
-        return found
-
-    @staticmethod
-    def expect_candidates(client: Client, number: int) -> None:
-        """Wait until so many are in the election, so that no start delays the takeover."""
-        queue = f"{client.prefix}/elections/job/"
-        eventually(lambda: len(list(client.raw.get_prefix(queue))) == number, timeout=30)
-
-    @staticmethod
-    def judge(fleet: list[Worker], client: Client, killed: int = 1) -> None:
-        """At most one ran at any moment, tokens never went back, and no tick was lost."""
-        runs = sorted(run for worker in fleet for run in worker.runs)
-        assert not [run for run in runs if run[2] == "refused" and run[3]]
-        done = sorted((int(run[2]), run[1]) for run in runs if run[2] != "refused")
-        tokens = [token for _, token in done]
-        assert tokens == sorted(tokens)
-        value, _ = client.raw.get(f"{client.prefix}/counter")
-        # A killed worker may have counted without printing it.
-        assert 0 <= int(value or b"0") - len(done) <= killed

@@ -188,15 +188,15 @@ def test_a_registration_and_its_margin(
     ours = {"etcd__service": me["service"], "etcd__id": me["id"]}
     margin = "etcd_client_registration_margin_seconds"
     client = make_client(own_server.endpoint)
-    with client.register(Descriptor(name="web", id=me["id"], address="h:1"), ttl=10):
+    with client.register(Descriptor(name="web", id=me["id"], address="h:1"), ttl=6):
         assert shown(registry, "etcd_client_registered", **me) == 1
         assert collected(reader, "etcd.client.registered", **ours) == 1
-        assert (shown(registry, margin, **me) or 0) > 5
+        assert (shown(registry, margin, **me) or 0) > 3.3
         own_server.pause()
-        eventually(lambda: (shown(registry, margin, **me) or 9) < 5.5, 30)
-        assert (collected(reader, "etcd.client.registration.margin", **ours) or 9) < 5.6
+        eventually(lambda: (shown(registry, margin, **me) or 9) < 3.3, 30)
+        assert (collected(reader, "etcd.client.registration.margin", **ours) or 9) < 3.4
         own_server.resume()
-        eventually(lambda: (shown(registry, margin, **me) or 0) > 6, 30)
+        eventually(lambda: (shown(registry, margin, **me) or 0) > 3.6, 30)
     assert shown(registry, "etcd_client_registered", **me) is None
     assert collected(reader, "etcd.client.registered", **ours) is None
 

@@ -103,18 +103,18 @@ def test_a_margin_falls_while_etcd_does_not_answer(
 ) -> None:
     client = make_client(own_server.endpoint)
     address = f"{uuid.uuid4().hex}:1"
-    with client.register(Descriptor(name="web", id="1", address=address), ttl=10) as registration:
+    with client.register(Descriptor(name="web", id="1", address=address), ttl=6) as registration:
         shown = registration_of(address)
         assert (shown.name, shown.id, shown.registered) == ("web", "1", True)
-        assert 5 < shown.margin <= 10
+        assert 3.3 < shown.margin <= 6
         assert client_of(prefix).leases.count == 1
         own_server.pause()
-        eventually(lambda: registration_of(address).margin < 5.5, 30)
+        eventually(lambda: registration_of(address).margin < 3.3, 30)
         margin = client_of(prefix).leases.margin
         assert margin is not None
-        assert margin < 5.6
+        assert margin < 3.4
         own_server.resume()
-        eventually(lambda: registration_of(address).margin > 6, 30)
+        eventually(lambda: registration_of(address).margin > 3.6, 30)
         own_server.ctl("lease", "revoke", f"{registration.lease_id:x}")
         # It is repaired at once, so the loss itself may go unseen.
         eventually(lambda: registration_of(address).registered, 30)
