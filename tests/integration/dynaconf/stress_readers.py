@@ -1,7 +1,9 @@
 """Run by ``test_stress``: eight readers of live settings while another process updates them.
 
-Arguments: ``plain`` or ``django``, the endpoint, the prefix, the number of updates. Prints one JSON
-object: how many reads, how many of each fault, and how many different values were seen.
+Arguments: ``plain``, ``django``, ``blocks`` or ``block``, the endpoint, the prefix, the number of
+updates. With ``blocks`` several threads choose environments meanwhile, with ``block`` one does.
+Prints one JSON object: how many reads, how many of each fault, and how many different values were
+seen.
 """
 
 from __future__ import annotations
@@ -29,6 +31,23 @@ for n in range(1, int(sys.argv[3]) + 1):
     source.update(values | ({"over": n} if n % 2 == 0 else {}), delete=["over"])
 client.close()
 """
+LAYERS = {"app": "default", "app.development": "development", "app.a": "a", "app.b": "b"}
+WRITER_OF_LAYERS = """
+import sys, time
+from etcd_core import Client, Config
+client = Client(Config([sys.argv[1]], prefix=sys.argv[2]))
+put = client.raw.transactions.put
+for n in range(1, int(sys.argv[3]) + 1):
+    values = {"pair.a": n, "pair.b": n, "top": n}
+    puts = [
+        put(f"{sys.argv[2]}/config/{layer}/{path}", str(value))
+        for layer in sys.argv[4:]
+        for path, value in values.items()
+    ]
+    client.raw.transaction(compare=[], success=puts, failure=[])
+    time.sleep(0.005)
+client.close()
+"""
 
 
 def main() -> None:
@@ -37,7 +56,9 @@ def main() -> None:
     etcd = {"endpoints": [endpoint], "prefix": prefix, "name": "app"}
     folder = Path(tempfile.mkdtemp())
     (folder / "settings.toml").write_text("over = 'file'\n[pair]\nc = 'file'\n")
-    readers = _plain(folder, etcd) if kind == "plain" else _django(folder, etcd)
+    make = {"plain": _plain, "django": _django}.get(kind, _environments)
+    readers = make(folder, etcd)
+    switchers = _switchers(kind)
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     stop = threading.Event()
@@ -45,12 +66,23 @@ def main() -> None:
     # the usual 5 ms, each message from etcd waits its turn behind eight threads.
     sys.setswitchinterval(0.0005)
     threads = [
-        threading.Thread(target=_read, args=(read, stop, counts, seen, last)) for read in readers
+        threading.Thread(target=_read, args=(read, stop, counts, seen, last), daemon=True)
+        for read in readers
     ]
-    for thread in threads:
+    chosen: Counter[str] = Counter()
+    switching = threading.Event()
+    changing = [
+        threading.Thread(target=_switch, args=(each, switching, counts, chosen), daemon=True)
+        for each in switchers
+    ]
+    for thread in threads + changing:
         thread.start()
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, endpoint, prefix, updates])
-    assert writer.wait(240) == 0
+    script, layers = (WRITER_OF_LAYERS, list(LAYERS)) if switchers else (WRITER, [])
+    command = [sys.executable, "-c", script, endpoint, prefix, updates, *layers]
+    assert subprocess.Popen(command).wait(240) == 0
+    switching.set()
+    for thread in changing:
+        thread.join()
     deadline = time.monotonic() + 60
     while any(read()[0] != last for read in readers) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -58,7 +90,7 @@ def main() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    print(json.dumps({"counts": counts, "different": len(seen), "final": final}))
+    print(json.dumps({"counts": counts, "different": len(seen), "final": final, "chosen": chosen}))
     sys.stdout.flush()
     os._exit(0)
 
@@ -127,6 +159,92 @@ def _django(folder: Path, etcd: dict[str, object]) -> list[Read]:
     from django.conf import settings
 
     return [*_readers(settings), *_readers(settings)]
+
+
+SETTINGS: list[object] = []
+
+
+def _environments(folder: Path, etcd: dict[str, object]) -> list[Read]:
+    from dynaconf import Dynaconf
+
+    (folder / "settings.toml").write_text(
+        "[default]\nover = 'file'\nline = '@format {this.ENV}:{this.PAIR.a}:{this.PAIR.b}'\n"
+        "nest.line = '@format {this.ENV}:{this.TOP}:{this.PAIR.b}'\n"
+        + "".join(
+            f"[{env}]\nenv = '{env}'\npair.c = 'file'\npair.d = '{env}'\n" for env in ENVIRONMENTS
+        )
+    )
+    settings = Dynaconf(
+        root_path=str(folder),
+        settings_files=["settings.toml"],
+        environments=True,
+        loaders=LOADERS,
+        ETCD_FOR_DYNACONF=etcd,
+    )
+    # Threads that are first to read each load an object of their own, and the last one stays.
+    assert settings.ENV == "development"
+    SETTINGS.append(settings)
+    return [
+        *_readers(settings),
+        _dict(settings),
+        lambda: _line(settings.LINE, "file"),
+        lambda: _line(settings.NEST.line, settings.get("pair.c")),
+        lambda: _line(settings.get("nest.line"), settings["PAIR"]["c"]),
+    ]
+
+
+ENVIRONMENTS = ("development", "a", "b")
+
+
+def _line(line: str, c: object) -> tuple[object, object, object, object]:
+    env, a, b = line.split(":")
+    return int(a), int(b) if env in ENVIRONMENTS else env, c, "file"
+
+
+Switch = Callable[[], str]
+
+
+def _switchers(kind: str) -> list[Switch]:
+    """Return what chooses environments, and tells a fault or nothing."""
+    if not SETTINGS:
+        return []
+    settings = SETTINGS[0]
+
+    def block(env: str, own: bool) -> Switch:
+        def run() -> str:
+            with settings.using_env(env):  # type: ignore[attr-defined]
+                for _ in range(5):
+                    time.sleep(0.001)
+                    values = settings.as_dict()  # type: ignore[attr-defined]
+                    if values["ENV"] != values["PAIR"]["d"] or (own and values["ENV"] != env):
+                        return f"mixed {values['ENV']} {values['PAIR']} in {env}"
+            if own and settings.ENV != "development":  # type: ignore[attr-defined]
+                return "stuck"
+            return ""
+
+        return run
+
+    def others() -> str:
+        settings.reload()  # type: ignore[attr-defined]
+        taken = settings.as_dict(env="b")  # type: ignore[attr-defined]
+        return "" if taken["ENV"] in ENVIRONMENTS else "mixed"
+
+    if kind == "block":
+        return [block("a", own=True)]
+    return [block("a", own=False), block("b", own=False), others]
+
+
+def _switch(
+    switch: Switch, stop: threading.Event, counts: Counter[str], chosen: Counter[str]
+) -> None:
+    while not stop.is_set():
+        try:
+            fault = switch()
+        except Exception as exc:
+            fault = f"raised {type(exc).__name__}"
+        counts["switched"] += 1
+        if fault:
+            chosen[fault] += 1
 
 
 def _readers(settings: object) -> list[Read]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,48 @@ settings = dynaconf.DjangoDynaconf(
 """
 
 
+# Forks for each script: to import all this takes most of such a process. Nothing of Django's is in
+# it, whose modules hold on to the settings object that they find.
+IMPORTED = """
+import json, os, sys
+import dynaconf, google.protobuf, grpc, yaml
+import etcd_core.client
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+        os.dup2(1, 2)
+        os.chdir(job["folder"])
+        exec(compile(job["script"], "script", "exec"), {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """Start the process that scripts are forked from."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", IMPORTED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
 @pytest.fixture
-def run_django(etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path) -> RunDjango:
+def run_django(
+    etcd_server: EtcdServer,
+    etcd_client: Client,
+    tmp_path: Path,
+    forks: subprocess.Popen[str],
+) -> RunDjango:
     """Run a script in a fresh process with a Django project on the test's prefix."""
 
     def run(
@@ -68,16 +109,16 @@ def run_django(etcd_server: EtcdServer, etcd_client: Client, tmp_path: Path) -> 
         )
         prelude = PRELUDE.format(folder=str(tmp_path), **names)
         end = "\ndynaconf_etcd.close(settings)\nclient.close()\nprint('done')\n"
-        done = subprocess.run(
-            [sys.executable, "-W", "error::RuntimeWarning", "-"],
-            input=prelude + textwrap.dedent(script) + end,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert done.stdout.strip().endswith("done"), done.stdout + done.stderr
+        output = tmp_path / "output"
+        whole = prelude + textwrap.dedent(script) + end
+        job = {"script": whole, "output": str(output), "folder": str(tmp_path)}
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+        print(json.dumps(job), file=forks.stdin, flush=True)
+        status = forks.stdout.readline().strip()
+        told = output.read_text()
+        assert status == "0", told
+        assert told.strip().endswith("done"), told
 
     return run
 

@@ -86,6 +86,10 @@ def test_a_change_by_somebody_else_is_a_conflict(
         {"_x": 1},
         {"yaml__a": 1},
         {"a": {"dynaconf_merge": True}},
+        {"a": {"Upper": 1, "DYNACONF_MERGE": True}},
+        {"a": [{"dynaconf_merge": True}]},
+        {"secrets": "conf/.secrets.toml"},
+        {"b": 2, "Secrets": ["conf/.secrets.toml"]},
         [1],
         "x",
         {"a": object()},
@@ -99,6 +103,17 @@ def test_what_would_never_be_seen_is_not_written(
     with pytest.raises(InvalidArgument):
         dynaconf_etcd.write(settings, values)  # type: ignore[arg-type]
     assert etcd_client.config_source("app").load().revision == revision
+
+
+def test_plain_secrets_are_named_in_the_refusal(
+    etcd_client: Client, make_settings: MakeSettings
+) -> None:
+    """Loading takes them for paths of files to run, and ignores them; a table is a setting."""
+    settings = make_settings()
+    with pytest.raises(InvalidArgument, match=r"write: 'secrets' .*Dynaconf's own"):
+        dynaconf_etcd.write(settings, {"secrets": "x"})
+    dynaconf_etcd.write(settings, {"secrets": {"key": "x"}})
+    assert settings.SECRETS.key == "x"
 
 
 def test_wrong_arguments_are_told_as_such(make_settings: MakeSettings) -> None:

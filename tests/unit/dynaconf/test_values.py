@@ -108,6 +108,23 @@ def test_what_is_not_taken_from_etcd(path: str, ignored: bool) -> None:
     assert is_ignored(path, "__") is ignored
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "ignored"),
+    [
+        ("secrets", "conf/.secrets.toml", True),
+        ("secrets", ["a.toml"], True),
+        ("secrets", {"key": 1}, False),
+        ("secrets.key", "x", False),
+        ("a", {"B": 1, "DYNACONF MERGE": True}, True),
+        ("a", [1, {"dynaconf_merge_unique": True}], True),
+        ("a", ["dynaconf_merge"], False),
+        ("a", "x", False),
+    ],
+)
+def test_what_is_not_taken_from_etcd_for_its_value(path: str, value: object, ignored: bool) -> None:
+    assert is_ignored(path, "__", value) is ignored
+
+
 def test_names_of_others_are_not() -> None:
     for name in (
         "debug",

@@ -24,7 +24,7 @@ from .internals import Settings
 from .layers import MAIN
 from .provenance import shown
 from .settings_file import SettingsFile
-from .values import Literal, is_reserved
+from .values import Literal, is_ignored
 
 _ENV_OF_MAIN = "default"
 
@@ -102,14 +102,19 @@ def _in_files(settings: Settings, env: str | None) -> dict[str, Value]:
     wanted = (env or settings.get("DEFAULT_ENV_FOR_DYNACONF") or _ENV_OF_MAIN).lower()
     if env is not None and wanted not in (name.lower() for name in settings.loaded_envs):
         settings.setenv(env)
+    separator = settings.get("NESTED_SEPARATOR_FOR_DYNACONF") or ""
     leaves: dict[str, Value] = {}
     for source, values in internals.history(settings).items():
         if source.loader in ("set_method", "default_settings") or source.env.lower() != wanted:
             continue
         for name, value in flatten({key: _plain(item) for key, item in values.items()}).items():
-            if not is_reserved(name.partition(".")[0]):
+            if not is_ignored(name, separator, None if _is_plain(value) else {}):
                 leaves[name] = value
     return leaves
+
+
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, (dict, list))
 
 
 def _plain(value: object) -> object:

@@ -40,6 +40,7 @@ _log = logging.getLogger("etcd_core.dynaconf")
 _TRUST_VIEW_SECONDS = 5.0
 _RETRY_SECONDS = (0.1, 5.0)
 _FILE_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 
 
 _Records = list[Callable[[], None]]
@@ -88,6 +89,10 @@ class Follower(Protocol):
     def refused(self) -> int | None:
         """The newest revision, where that was refused."""
 
+    @property
+    def retry_at(self) -> float | None:
+        """When to offer it again, by the monotonic clock; None if that would be of no use."""
+
 
 @dataclass
 class _Running:
@@ -98,6 +103,7 @@ class _Running:
     mirror: Mirror
     announcements: Strand
     disk: Strand
+    retries: Strand
 
 
 class Feed:
@@ -376,7 +382,8 @@ class Feed:
             strand = mirror.subscribe(self._on_change, what, initial=False)
             announcements = engine.dispatcher.strand(f"{what} (signals)")
             disk = engine.dispatcher.strand(f"{what} (file)")
-            self._running = _Running(client, strand, mirror, announcements, disk)
+            retries = engine.dispatcher.strand(f"{what} (retries)")
+            self._running = _Running(client, strand, mirror, announcements, disk, retries)
             known = self.newest
             fresh = time.monotonic() - self._read_at < _TRUST_VIEW_SECONDS
             if known is not None and fresh and not self._stale_start:
@@ -401,6 +408,7 @@ class Feed:
             self._await_file(running)
             running.announcements.close(2.0)
             running.disk.close(2.0)
+            running.retries.close(2.0)
             running.client.close()
 
     @staticmethod
@@ -612,6 +620,24 @@ class Feed:
                 running.strand.post(self._hand_on)
         elif not followers and running is not None:
             running.strand.post(self._stop_if_unused)
+        if running is not None and not running.retries.backlog and self._next_retry() is not None:
+            running.retries.post(lambda: self._await_retry(running))
+
+    def _next_retry(self) -> float | None:
+        with self._lock:
+            times = [follower.retry_at for follower in self._alive()]
+        return min((at for at in times if at is not None), default=None)
+
+    def _await_retry(self, running: _Running) -> None:
+        """Hand on again when somebody's time has come. On a strand of its own: it sleeps there."""
+        while running is self._running and (at := self._next_retry()) is not None:
+            seconds = at - time.monotonic()
+            if seconds <= 0:
+                running.strand.post(self._hand_on)
+                return
+            # A newer refusal may have to be tried earlier, and the watch may end meanwhile.
+            if not self._pause(min(seconds, _LOOK_SECONDS)):
+                return
 
     def _offer(self, follower: Follower, revision: Revision) -> bool:
         taken = follower.offer(revision)

@@ -6,6 +6,7 @@ the object given; which thread calls them is the caller's business.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import sys
@@ -127,6 +128,10 @@ def settings_module(settings: Settings) -> object:
 
 def validate(settings: Settings, like: Settings) -> None:
     """Run the validators with the restrictions that ``like`` was made with."""
+    _validate(settings, like, settings.validators.validate)
+
+
+def _validate(settings: Settings, like: Settings, run: Callable[..., object]) -> None:
     if HAS_CORE:
         config = like.__core__.config
         only, exclude = config.validate_only, config.validate_exclude
@@ -137,7 +142,13 @@ def validate(settings: Settings, like: Settings) -> None:
         # They were arguments of the old object, and 3.2 keeps no other record of them.
         settings._validate_only, settings._validate_exclude = only, exclude
         settings._validate_only_current_env = current
-    settings.validators.validate(only=only, exclude=exclude, only_current_env=current)
+    run(only=only, exclude=exclude, only_current_env=current)
+
+
+def apply_defaults(settings: Settings, like: Settings) -> None:
+    """Let the validators store their defaults, as after loading; what they refuse is nothing."""
+    with contextlib.suppress(Exception):  # validators of the user may raise anything
+        _validate(settings, like, settings.validators.validate_all)
 
 
 def copy_registered_hooks(old: Settings, new: Settings) -> None:
@@ -157,12 +168,80 @@ def swap(settings: Settings, new: Settings) -> None:
 
 def frozen(settings: Settings) -> Settings:
     """Return an object with the present contents that no later :func:`swap` touches."""
+    while True:
+        held = alias(settings)
+        if home(settings) is settings:
+            settle(settings)
+        # A swap between the two settled other contents than those held.
+        if home(held) is not settings:
+            return held
+
+
+def alias(settings: Settings) -> Settings:
+    """Return another object with the same contents."""
     held = object.__new__(type(settings))
     if HAS_CORE:
         held.__dict__.update(settings.__dict__)
     else:
         object.__setattr__(held, "__dict__", settings.__dict__)
     return held
+
+
+def home(settings: Settings) -> Settings:
+    """Return the object from which its contents compute what is computed when it is read.
+
+    That is the one that they were loaded into: itself, or after a :func:`swap` the one built.
+    """
+    found = _home_of(raw_store(settings))
+    return settings if found is None else found
+
+
+def settle(settings: Settings) -> None:
+    """Have its contents compute from themselves, also once other contents are swapped in.
+
+    Until then they ask ``settings``, which by then is of another revision.
+    """
+    store = raw_store(settings)
+    place = _home_of(store)
+    if place is settings or place is None:
+        place = alias(settings)
+    if raw_store(place) is not store:
+        return  # swapped meanwhile; what swaps settles first
+    for node in _nodes(store):
+        if _home_of(node) is settings:
+            _move(node, place)
+
+
+def _nodes(store: dict[str, object]) -> Iterator[object]:
+    pending: list[object] = [store]
+    while pending:
+        node = pending.pop()
+        yield node
+        inside = dict.values(node) if isinstance(node, dict) else list.__iter__(node)  # type: ignore[arg-type]
+        pending += [each for each in list(inside) if isinstance(each, (dict, list))]
+
+
+def _home_of(node: object) -> Settings | None:
+    if HAS_CORE:
+        meta = getattr(node, "__dict__", {}).get("__meta__")
+        found = None if meta is None else meta.core
+    else:
+        found = _options_of(node).get("box_settings")
+    return found if isinstance(found, Settings) else None
+
+
+def _move(node: object, place: Settings) -> None:
+    if HAS_CORE:
+        node.__meta__.core = place  # type: ignore[attr-defined]
+    else:
+        _options_of(node)["box_settings"] = place
+
+
+def _options_of(node: object) -> dict[str, object]:
+    """Return what a table or a list of 3.2 was made with."""
+    known = getattr(node, "__dict__", {})
+    options: dict[str, object] = known.get("_box_config") or known.get("box_options") or {}
+    return options
 
 
 def reveal(settings: Settings, name: str) -> None:

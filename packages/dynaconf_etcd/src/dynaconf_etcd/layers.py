@@ -32,12 +32,14 @@ class Refused(Exception):
     Attributes:
         reasons: Why, one text for each fault; no value is in them.
         revision: The store's revision; 0 where the fault was found later than by reading it.
+        passing: Whether the same revision may be usable later.
     """
 
-    def __init__(self, *reasons: str, revision: int = 0) -> None:
+    def __init__(self, *reasons: str, revision: int = 0, passing: bool = False) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.revision = revision
+        self.passing = passing
 
 
 @dataclass(frozen=True)

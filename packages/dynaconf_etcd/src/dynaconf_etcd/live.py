@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,8 +30,10 @@ from .feed import Feed
 from .frameworks import before_swap, django_defaults, push_to_django
 from .internals import LazySettings, Settings, SourceMetadata
 from .layers import Refused, Revision
+from .passing import may_pass
 from .reasons import reasons_of
 from .steps import Step
+from .turns import Turns
 from .validating import quieten
 from .values import copied
 
@@ -39,7 +42,9 @@ _log = logging.getLogger("etcd_core.dynaconf")
 _SET_AT_RUN_TIME = ("set_method", "undefined")
 _NOT_LOADERS = ("set_method", "setdefault", "hooking", "validation_default")
 _FORGET_UNFINISHED_SECONDS = 60.0
-_TRIES = 3
+_TURN_SECONDS = 10.0
+_TRIES = (False, False, True)  # a hook or a validator may itself change what is shown, every time
+_RETRY_SECONDS = (2.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,17 @@ class Rejection:
     since: float
 
 
+class Temporary(str):
+    """An environment that a block chose, among those chosen one after another."""
+
+    __slots__ = ()
+
+
+def lasting(chosen: list[str]) -> list[str]:
+    """Return the environments that were chosen for good."""
+    return [each for each in chosen if not isinstance(each, Temporary)]
+
+
 class Receiver(Protocol):
     """Something that is told of each swap."""
 
@@ -101,6 +117,11 @@ class Live:
         lazy: The lazy object around it, if known; held weakly.
         feed: Where its revisions come from.
         revision: What it was loaded with.
+
+    Attributes:
+        accepted: The revision that is shown.
+        rejected: A newer one, while that is refused.
+        retry_at: When to try it again, by the monotonic clock; None if its cause cannot pass.
     """
 
     def __init__(
@@ -110,21 +131,31 @@ class Live:
         self.accepted = revision
         self.rejected: Rejection | None = None
         self.subscriptions: list[Receiver] = []
+        self._to_tell: list[Receiver] = []
         self._settings = weakref.ref(settings)
         self._lazy = weakref.ref(lazy) if lazy is not None else None
         self._finished = lazy is None
         self._since = time.monotonic()
         self._overrides: set[str] = set()
+        self.retry_at: float | None = None
+        self._tries = 0
         self._offered = revision
         self._untold: Rejection | None = None
         self._kept = feed.options.snapshot is None
         self._building = threading.RLock()
+        self._turns = Turns(_TURN_SECONDS)
         self._decided = threading.Condition()
 
     @property
     def settings(self) -> Settings | None:
         """The settings object, unless it is gone."""
         return self._settings()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the settings have been loaded for the first time."""
+        settings = self._settings()
+        return settings is not None and self._is_finished(settings)
 
     @property
     def sender(self) -> object:
@@ -146,6 +177,11 @@ class Live:
         rejected = self.rejected
         return None if rejected is None else rejected.revision
 
+    def subscribe(self, receiver: Receiver) -> None:
+        """Have a receiver told of each swap from now on."""
+        with self._decided:
+            self.subscriptions.append(receiver)
+
     def is_of(self, lazy: object) -> bool:
         """Tell whether this is what ``lazy`` was made into."""
         return self._lazy is not None and self._lazy() is lazy
@@ -158,18 +194,34 @@ class Live:
         if not self._is_finished(settings):
             return time.monotonic() - self._since > _FORGET_UNFINISHED_SECONDS
         self._tell_late()
-        if revision is self._offered:
+        again = revision is self._offered
+        if again and not self._is_due():
             self._keep_first(settings)
             return True
         self._offered = revision
         try:
             step = self._apply(settings, revision)
         except Exception as exc:  # a file, a hook or a validator of the user may raise anything
-            self.refuse(revision.number, reasons_of(exc, revision, self.accepted, settings))
+            self._plan_retry(may_pass(exc), again)
+            reasons = reasons_of(exc, revision, self.accepted, settings)
+            self.refuse(revision.number, reasons, quiet=again and self.retry_at is not None)
             return True
+        self.retry_at = None
         self._accept(revision)
         self._announce(step)
         return True
+
+    def _is_due(self) -> bool:
+        at = self.retry_at
+        return at is not None and time.monotonic() >= at
+
+    def _plan_retry(self, passing: bool, again: bool) -> None:
+        """Note when to try what was refused once more, if its cause may be over by then."""
+        self._tries = self._tries + 1 if again else 0
+        first, most = _RETRY_SECONDS
+        # Spread: a fleet that was refused together must not come back together.
+        seconds = min(most, first * 2**self._tries) * random.uniform(0.5, 1.0)
+        self.retry_at = time.monotonic() + seconds if passing else None
 
     def _keep_first(self, settings: Settings) -> None:
         """Write the file for the revision that the settings were loaded with.
@@ -246,8 +298,14 @@ class Live:
             reasons = reasons_of(exc, revision, self.accepted, settings)
             raise Refused(*reasons, revision=revision.number) from None
 
-    def refuse(self, number: int, reasons: tuple[str, ...]) -> None:
-        """Keep the last good revision and tell, once; the log says the same reasons once."""
+    def refuse(self, number: int, reasons: tuple[str, ...], *, quiet: bool = False) -> None:
+        """Keep the last good revision and tell, once; the log says the same reasons once.
+
+        Args:
+            number: The store's revision.
+            reasons: Why.
+            quiet: It is known to be refused, and still is: only the status tells the reasons now.
+        """
         with self._decided:
             before = self.rejected
             since = time.time() if before is None else before.since
@@ -256,6 +314,8 @@ class Live:
                 return
             self.rejected = rejection
             self._decided.notify_all()
+        if quiet and before is not None:
+            return
         if before is None or before.reasons != reasons:
             self._log_refusal(rejection)
         self._tell(rejection)
@@ -312,56 +372,133 @@ class Live:
     def after_fork_in_child(self) -> None:
         """Make the locks anew: a thread that the child lacks may have held them."""
         self._building = threading.RLock()
+        self._turns = Turns(_TURN_SECONDS)
         self._decided = threading.Condition()
+
+    # -- building ------------------------------------------------------------------------------
 
     def build(self, settings: Settings, revision: Revision) -> Settings:
         """Return a new object with the contents that ``settings`` would have at ``revision``.
+
+        In the environment that the program runs in: it is there that a revision is judged, and not
+        where a block of ``using_env`` is just now.
 
         Raises:
             Exception: Whatever loading and validating raises.
         """
         # Programs may build too, to try what they are about to write.
-        with self._building, pin(self.feed, revision) as now:
+        with self._building:
+            return self.build_aside(settings, revision, lasting(settings.loaded_envs), check=True)
+
+    def build_aside(
+        self, settings: Settings, revision: Revision, chosen: list[str], *, check: bool
+    ) -> Settings:
+        """Return a new object with the contents of a revision in some environment.
+
+        Args:
+            settings: What it takes the place of.
+            revision: What it shows of etcd.
+            chosen: The environments that were chosen one after another; the last one counts.
+            check: Refuse what validators do, and what files lack. To choose an environment, as to
+                choose it in Dynaconf, is not to validate it.
+
+        Raises:
+            Exception: Whatever loading and validating raises.
+        """
+        with pin(self.feed, revision) as now:
             try:
-                new = _Build(settings, self._overrides).run()
+                new = _Build(settings, self._overrides, chosen, check=check).run()
             except SystemExit:
                 # It would end a thread of ours, and tell nobody.
                 raise Refused("a file, a hook or a validator called sys.exit()") from None
+        remember(new, self, revision)
         for environment in now.environments:
-            add_child(environment, self)
+            if settings is self._settings():
+                add_child(environment, self)
+            else:
+                remember(environment, self, revision)
         return new
+
+    # -- changing what is shown ----------------------------------------------------------------
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Take turns with whatever else changes what is shown, so that each comes to its end.
+
+        Where that would take for ever, it goes on without: a swap of what is out of date is none.
+        """
+        return self._turns.turn()
+
+    def choose(self, settings: Settings, change: Callable[[list[str]], list[str]]) -> None:
+        """Show another environment, or this one loaded anew. Blocks while it is loaded.
+
+        Readers see what they saw until all of it is there.
+
+        Args:
+            settings: The object, or a snapshot of it.
+            change: Gives the environments chosen from now on for those chosen until now.
+
+        Raises:
+            Exception: Whatever loading raises; nothing has changed then.
+        """
+        with self.turn():
+            for force in _TRIES:
+                shown = _Shown(settings)
+                origin = None if settings is self._settings() else origin_of(settings)
+                revision = self.accepted if origin is None else origin[1]
+                new = self.build_aside(settings, revision, change(shown.chosen), check=False)
+                if self._swap(settings, new, shown, revision, force=force):
+                    return
+
+    def frozen(self, settings: Settings) -> Settings:
+        """Return what ``settings`` show now in an object that no change reaches."""
+        with self._decided:  # no swap until it is noted of which revision that is
+            held = internals.frozen(settings)
+            if origin_of(held) is None:
+                remember(internals.home(held), self, self.accepted)
+        return held
 
     def _apply(self, settings: Settings, revision: Revision) -> Step:
-        set_before = internals.defaults(settings)
-        known = dict(set_before)
-        before = internals.frozen(settings)
-        new = self._build_for_now(settings, revision)
-        step = Step(before, internals.frozen(new), revision.number)
-        before_swap(self.sender, step)
-        # A set at run time that raced with the build went to the old contents. Most are carried
-        # over before the swap, so that nobody misses them; what raced with that, after it.
-        known = _carry_sets(new, known, set_before)
-        with self._decided:
-            # Together: an environment made from now on must not be of the old revision.
-            self.accepted = revision
-            internals.swap(settings, new)
-        _carry_sets(settings, known, set_before)
+        internals.settle(settings)  # before anything of another revision is there
+        shown = _Shown(settings)
+        new = self.build(settings, revision)
+        if shown.chosen != new.loaded_envs:
+            new = self.build_aside(settings, revision, shown.chosen, check=False)
+        with self.turn():
+            for force in _TRIES:
+                step = Step(self.frozen(settings), internals.alias(new), revision.number)
+                before_swap(self.sender, step)
+                if self._swap(settings, new, shown, revision, force=force):
+                    break
+                # Another environment was chosen meanwhile. Nobody chooses one from here on.
+                shown = _Shown(settings)
+                new = self.build_aside(settings, revision, shown.chosen, check=False)
         return step
 
-    def _build_for_now(self, settings: Settings, revision: Revision) -> Settings:
-        """Build for the environment chosen at the swap: ``using_env`` may change it meanwhile."""
-        for _ in range(_TRIES):
-            chosen = list(settings.loaded_envs)
-            new = self.build(settings, revision)
-            if list(settings.loaded_envs) == chosen:
-                break
-        return new
+    def _swap(
+        self, settings: Settings, new: Settings, shown: _Shown, revision: Revision, *, force: bool
+    ) -> bool:
+        """Swap the new contents in, unless they are made for others than those shown by now."""
+        internals.settle(settings)
+        # A set at run time that raced with the build went to the old contents. Most are carried
+        # over before the swap, so that nobody misses them; what raced with that, after it.
+        known = _carry_sets(new, shown.known, shown.present)
+        with self._decided:
+            if not (force or shown.is_shown_in(settings)):
+                return False
+            # Together: an environment made from now on must not be of the old revision, and who
+            # subscribes from now on has seen the new one.
+            if settings is self._settings() and revision is not self.accepted:
+                self.accepted = revision
+                self._to_tell = list(self.subscriptions)
+            internals.swap(settings, new)
+        _carry_sets(settings, known, shown.present)
+        return True
 
     def _announce(self, step: Step) -> None:
         self._keep()
         if self.feed.options.push_to_django:
             _push(step)
-        for receiver in list(self.subscriptions):
+        for receiver in self._to_tell:
             receiver.receive(step, self.feed)
         self.feed.announce(lambda: self._send(step))
 
@@ -406,12 +543,31 @@ def _push(step: Step) -> None:
         )
 
 
+class _Shown:
+    """What an object shows at this moment, to find out later what has changed since."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.chosen = list(settings.loaded_envs)
+        self.present = internals.defaults(settings)
+        self.known = dict(self.present)
+        self._store = internals.raw_store(settings)
+
+    def is_shown_in(self, settings: Settings) -> bool:
+        """Tell whether it is still there, but for settings of run time."""
+        same = internals.raw_store(settings) is self._store
+        return same and list(settings.loaded_envs) == self.chosen
+
+
 class _Build:
     """Builds the new contents of a settings object. For one use, in one thread."""
 
-    def __init__(self, old: Settings, overrides: set[str]) -> None:
+    def __init__(
+        self, old: Settings, overrides: set[str], chosen: list[str], *, check: bool
+    ) -> None:
         self._old = old
         self._overrides = overrides
+        self._chosen = chosen
+        self._checks = check
 
     def run(self) -> Settings:
         old = self._old
@@ -437,18 +593,22 @@ class _Build:
         if "post_hooks" in scratch:
             internals.forget_name(new, "POST_HOOKS", [SourceMetadata("set_method", "init_kwargs")])
         internals.copy_registered_hooks(old, new)
-        if old.loaded_envs:
-            new.setenv(old.loaded_envs[-1])
-            new.loaded_envs = list(old.loaded_envs)
+        if self._chosen:
+            new.setenv(self._chosen[-1])
+            new.loaded_envs = list(self._chosen)
         self._run_missed_hooks(new)
         self._load_extra_files(new)
-        self._check_files(new)
+        if self._checks:
+            self._check_files(new)
         self._set_again(new)
         self._give_way_to_django(new)
         internals.clear_cache(new)
         new.validators.extend(old.validators)
-        internals.validate(new, like=old)
-        self._check_lazy(new)
+        if self._checks:
+            internals.validate(new, like=old)
+            self._check_lazy(new)
+        else:
+            internals.apply_defaults(new, like=old)
         quieten(new)
         return new
 
@@ -491,7 +651,7 @@ class _Build:
     def _check_files(self, new: Settings) -> None:
         gone = set(internals.loaded_files(self._old)) - set(internals.loaded_files(new))
         if gone:
-            raise Refused(f"settings files vanished: {', '.join(sorted(gone))}")
+            raise Refused(f"settings files vanished: {', '.join(sorted(gone))}", passing=True)
 
     def _check_lazy(self, new: Settings) -> None:
         """Refuse what breaks a value of a file that is computed when it is read.
@@ -501,7 +661,8 @@ class _Build:
         for path, lazy in internals.lazy_values(new):
             error = internals.error_of(lazy, new)
             if error is not None and internals.error_of(lazy, self._old) is None:
-                raise Refused(f"{path} cannot be computed any more: {type(error).__name__}")
+                why = f"{path} cannot be computed any more: {type(error).__name__}"
+                raise Refused(why, passing=may_pass(error))
 
     def _set_again(self, new: Settings) -> None:
         """Put overrides on top: what was set at run time although a loader provided it."""
@@ -568,6 +729,7 @@ def _computed_urls(history: Mapping[SourceMetadata, Mapping[str, object]]) -> se
 
 _lives: weakref.WeakKeyDictionary[Settings, Live] = weakref.WeakKeyDictionary()
 _parents: weakref.WeakKeyDictionary[Settings, weakref.ref[Live]] = weakref.WeakKeyDictionary()
+_origins: weakref.WeakKeyDictionary[Settings, tuple[Live, Revision]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -614,6 +776,42 @@ def add_child(settings: Settings, live: Live) -> None:
     """Remember an environment made by ``from_env``: it sees what its parent accepted."""
     with _lock:
         _parents[settings] = weakref.ref(live)
+
+
+def remember(home: Settings, live: Live, revision: Revision) -> None:
+    """Note of which revision the contents are that compute from ``home``."""
+    with _lock:
+        _origins[home] = (live, revision)
+
+
+def origin_of(settings: Settings) -> tuple[Live, Revision] | None:
+    """Return whose contents a settings object shows, and of which revision; None where unknown.
+
+    A snapshot has no other mark than these contents, nor need it be noted.
+    """
+    home = internals.home(settings)
+    with _lock:
+        found = _origins.get(home)
+    # A deep copy computes from there too, but its contents are its own.
+    same = found is not None and internals.raw_store(home) is internals.raw_store(settings)
+    return found if same else None
+
+
+def own_of(settings: Settings) -> Live | None:
+    """Return the live object that a settings object is, or is a snapshot of; None while it loads.
+
+    None too in a build, whose hooks and validators may change what is shown: to build for that
+    would not end.
+    """
+    with _lock:
+        live = _lives.get(settings)
+    if live is None:
+        origin = origin_of(settings)
+        live = None if origin is None else origin[0]
+    elif not live.is_finished:
+        return None
+    now = pinned()
+    return None if live is None or (now is not None and now.feed is live.feed) else live
 
 
 class _ModuleState:

@@ -15,11 +15,16 @@ from dynaconf.utils.parse_conf import parse_conf_data
 
 from etcd_core import DecodeError
 
-from . import internals, options, snapshot_file
+from . import (
+    internals,
+    options,
+    snapshot_file,
+    switching,  # noqa: F401  (makes changes of environment swaps)
+)
 from .feed import Feed, feed_for
 from .internals import LazySettings, Settings, SourceMetadata, Validator
 from .layers import MAIN, Refused, Revision
-from .live import Live, add, add_child, find, pinned
+from .live import Live, add, add_child, find, origin_of, pinned, remember
 from .reasons import reasons_of
 from .validating import quieten
 from .values import copied
@@ -50,7 +55,7 @@ def load(
         EtcdError: etcd cannot be reached, and nothing else provides the values.
         InvalidConfig: The options are unusable.
     """
-    caller = internals.Caller(Live.build.__code__)
+    caller = internals.Caller(Live.build_aside.__code__)
     layers = _layers(obj, env)
     used = frozenset(layer for layer, _ in layers)
     feed, revision = _known(obj, caller) or _built(obj, caller) or _first(obj, caller, used)
@@ -80,11 +85,25 @@ def _known(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | N
         if live is not None:
             add_child(obj, live)
     if live is None:
-        return None
+        return _of_a_snapshot(obj, caller)
     quieten(obj)
     if not live.feed.options.watch and find(obj) is live and pinned() is None:
         live.read_again(obj)
     return live.feed, live.accepted
+
+
+def _of_a_snapshot(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | None:
+    """Return what a snapshot of live settings is of, or the snapshot that this is to be part of."""
+    origin = origin_of(obj)
+    if origin is None and caller.parent is not None:
+        origin = origin_of(caller.parent)
+        if origin is not None:
+            remember(obj, *origin)
+    if origin is None:
+        return None
+    quieten(obj)
+    live, revision = origin
+    return live.feed, revision
 
 
 def _built(obj: Settings, caller: internals.Caller) -> tuple[Feed, Revision] | None:

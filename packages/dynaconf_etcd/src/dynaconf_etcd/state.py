@@ -81,7 +81,9 @@ def status(settings: object) -> Status:
 def snapshot(settings: object) -> Settings:
     """Return the settings as they are now, in an object that later changes do not touch.
 
-    Two reads from the live settings may straddle a change; two reads from this one do not. No I/O.
+    Two reads from the live settings may straddle a change; two reads from this one do not. Its
+    ``from_env()``, ``using_env()`` and ``reload()`` stay at its revision, and reach nobody else.
+    No I/O.
 
     Raises:
         InvalidArgument: They do not load from etcd.
@@ -94,7 +96,7 @@ def snapshot(settings: object) -> Settings:
     inside = found.settings
     if inside is None:
         raise InvalidArgument("snapshot: the settings object is gone")
-    return internals.frozen(inside)
+    return found.frozen(inside)
 
 
 def close(settings: object) -> None:

@@ -143,7 +143,7 @@ def on_change(settings: object, key: str) -> Callable[[Callback], Subscription]:
             receivers[:] = [each for each in receivers if each is not subscription]
 
         subscription = _KeySubscription(key, callback, forget)
-        receivers.append(subscription)
+        live.subscribe(subscription)
         return subscription
 
     return subscribe

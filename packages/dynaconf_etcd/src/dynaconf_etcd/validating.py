@@ -14,6 +14,7 @@ from etcd_core import EtcdError
 
 from .internals import Settings
 from .layers import Refused
+from .passing import may_pass
 from .reasons import hidden, involved, secrets_in, told, values_from_etcd
 
 
@@ -34,8 +35,9 @@ class QuietValidators(ValidatorList):  # type: ignore[misc]  # Dynaconf has no t
         Raises:
             ValidationError: One refuses, or failed with an error of its own.
         """
-        refusals: list[ValidationError] = self._quietly(super().validate_all, *args, **kwargs)
-        return [_quiet(refusal, self.settings) for refusal in refusals]
+        refusals = self._quietly(super().validate_all, *args, **kwargs)
+        # 3.2 returns None.
+        return [_quiet(refusal, self.settings) for refusal in refusals or ()]
 
     def _quietly(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -44,6 +46,7 @@ class QuietValidators(ValidatorList):  # type: ignore[misc]  # Dynaconf has no t
             raise  # by loading an environment; it quotes nothing
         except Exception as exc:  # validators of the user may raise anything
             refusal = _quiet(exc, self.settings)
+            refusal.passing = may_pass(exc)
         # Raised outside the handler: as its context, the error would carry the values along.
         raise refusal
 

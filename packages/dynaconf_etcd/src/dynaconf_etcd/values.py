@@ -6,6 +6,7 @@ some names make it import modules. Whoever may write to etcd must not run code h
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import dynaconf.base
 from dynaconf.base import Settings
+from dynaconf.utils.parse_conf import Lazy
 
 from etcd_core.events import Event, fields
 
@@ -134,10 +136,21 @@ def _split(name: str, separator: str) -> list[str]:
 # -- names -------------------------------------------------------------------------------------
 
 
-def is_ignored(path: str, separator: str) -> bool:
-    """Tell whether a setting at this path is not taken from etcd."""
+def is_ignored(path: str, separator: str, value: object = None) -> bool:
+    """Tell whether a setting at this path, or anything in its value, is not taken from etcd."""
     name, *below = path.split(".")
-    return _is_ignored_name(name, {}, separator) or any(map(is_merge_mark, below))
+    top = {} if below else value
+    return (
+        _is_ignored_name(name, top, separator)
+        or any(map(is_merge_mark, below))
+        or _holds_merge_mark(value)
+    )
+
+
+def _holds_merge_mark(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(is_merge_mark(key) or _holds_merge_mark(item) for key, item in value.items())
+    return isinstance(value, (list, tuple)) and any(map(_holds_merge_mark, value))
 
 
 def _is_ignored_name(name: str, value: object, separator: str) -> bool:
@@ -212,7 +225,8 @@ def copied(value: object) -> object:
         return {key: copied(item) for key, item in dict.items(value)}
     if isinstance(value, list):
         return [copied(item) for item in list.__iter__(value)]
-    return value
+    # What is computed notes on itself for whom: shared, it would tell one reader another's values.
+    return copy.copy(value) if isinstance(value, Lazy) else value
 
 
 def value_at(settings: Settings, key: str) -> object:

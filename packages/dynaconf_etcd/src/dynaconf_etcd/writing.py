@@ -141,12 +141,14 @@ def _change(
     return number
 
 
-def _refuse_ignored(live: Live, paths: Iterable[str]) -> None:
+def _refuse_ignored(live: Live, values: Mapping[str, object]) -> None:
     inside = live.settings
     separator = (inside and inside.get("NESTED_SEPARATOR_FOR_DYNACONF")) or ""
-    for path in paths:
-        if is_ignored(path, separator):
-            raise InvalidArgument(f"write: {path!r} is a name of Dynaconf's own; it would be lost")
+    for path, value in values.items():
+        if is_ignored(path, separator, value):
+            raise InvalidArgument(
+                f"write: {path!r} is, or holds, a name of Dynaconf's own; it would be lost"
+            )
 
 
 def _layer_of(live: Live, env: str | None) -> str:
