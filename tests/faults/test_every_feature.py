@@ -69,7 +69,7 @@ def judge(
     features = [
         item.callspec.params["feature"]
         for item in request.session.items
-        if isinstance(item, pytest.Function) and item.function.__name__ == name
+        if isinstance(item, pytest.Function) and item.function is request.function
     ]
 
     def judge(fault: Fault, feature: str) -> None:
