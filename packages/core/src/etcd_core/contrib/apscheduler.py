@@ -10,6 +10,7 @@ last leader noted in etcd. Everything here runs in the scheduler's own thread.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.schedulers.base import STATE_PAUSED, BaseScheduler
+from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.util import obj_to_ref
 
@@ -71,6 +72,7 @@ class LeaderScheduler(BaseScheduler):
         self._client_source = client
         self._ttl = ttl
         self._candidate: Candidate | None = None
+        self._candidate_lock = threading.Lock()
         self._ledger: Ledger | None = None
         self._term: Term | None = None
         self._noted: dict[str, Record] = {}
@@ -107,7 +109,8 @@ class LeaderScheduler(BaseScheduler):
         try:
             super().shutdown(*args, **kwargs)
         finally:
-            candidate, self._candidate, self._term = self._candidate, None, None
+            with self._candidate_lock:
+                candidate, self._candidate, self._term = self._candidate, None, None
             if candidate is not None:
                 candidate.close()
 
@@ -123,6 +126,8 @@ class LeaderScheduler(BaseScheduler):
             return None
         try:
             candidate = self._candidacy()
+            if candidate is None:
+                return None
             term = candidate.term
             if term is None:
                 self._term = None
@@ -143,11 +148,15 @@ class LeaderScheduler(BaseScheduler):
     def _lookup_executor(self, alias: str) -> _NotingExecutor:
         return _NotingExecutor(super()._lookup_executor(alias), self._note)
 
-    def _candidacy(self) -> Candidate:
-        if self._candidate is None:
+    def _candidacy(self) -> Candidate | None:
+        """Return the candidacy, begun if there is none; None once the scheduler is shut down."""
+        if self._candidate is None and self.state != STATE_STOPPED:
             client = find_client(self._client_source, "apscheduler")
-            self._ledger = Ledger(client, self._election_name)
-            self._candidate = client.candidate(self._election_name, ttl=self._ttl)
+            with self._candidate_lock:
+                # The blocking one goes through its jobs once more as it is shut down.
+                if self.state != STATE_STOPPED:
+                    self._ledger = Ledger(client, self._election_name)
+                    self._candidate = client.candidate(self._election_name, ttl=self._ttl)
         return self._candidate
 
     # -- jobs in memory ------------------------------------------------------------------------
