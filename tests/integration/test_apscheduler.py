@@ -32,7 +32,7 @@ from apscheduler.schedulers.base import (  # type: ignore[import-not-found, impo
 )
 
 from etcd_core.contrib import apscheduler as contrib
-from etcd_core.contrib.apscheduler import LeaderBackgroundScheduler
+from etcd_core.contrib.apscheduler import LeaderBackgroundScheduler, LeaderBlockingScheduler
 from fenced_counter import FencedCounter
 from takeovers import CLEAN_EXIT, CRASH, HOLD, STOP, Takeovers
 
@@ -251,6 +251,25 @@ class TestScheduler:
         scheduler.shutdown()
         assert etcd_client.leader("apscheduler") is None
         assert scheduler.term is None
+
+    def test_the_blocking_one_under_a_name_of_its_own(self, etcd_client: Client) -> None:
+        scheduler = LeaderBlockingScheduler(client=etcd_client, ttl=TTL, election="reports")
+        tokens: list[int | None] = []
+        scheduler.add_job(
+            lambda: tokens.append(scheduler.term and scheduler.term.token),
+            "interval",
+            seconds=0.1,
+            id="tick",
+        )
+        blocked = threading.Thread(target=scheduler.start, name="test-blocked", daemon=True)
+        blocked.start()
+        eventually(lambda: tokens, timeout=20)
+        assert tokens[0] is not None
+        assert etcd_client.leader("reports") is not None
+        scheduler.shutdown()
+        blocked.join(20)
+        assert not blocked.is_alive()
+        assert etcd_client.leader("reports") is None
 
 
 WSGI = """

@@ -293,8 +293,9 @@ def test_health(start: Start, registry: Registry, app: str) -> None:
     assert server.stop() == 0
 
 
-def test_health_is_503_while_not_ready(start: Start, registry: Registry) -> None:
-    server = serving(start, registry, "-m gunicorn -b 127.0.0.1:PORT flask_site:create_app()")
+@pytest.mark.parametrize("application", ["flask_site:create_app()", "djsite.wsgi:application"])
+def test_health_is_503_while_not_ready(start: Start, registry: Registry, application: str) -> None:
+    server = serving(start, registry, f"-m gunicorn -b 127.0.0.1:PORT {application}")
     eventually(lambda: server.get("/etcd/health"), PATIENCE, message="healthy")
     server.get("/ready/no")
     registry.wait_for()

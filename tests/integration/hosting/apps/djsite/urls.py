@@ -16,8 +16,14 @@ def registered(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"registered": registration is not None and registration.registered})
 
 
+def ready(request: HttpRequest, state: str) -> HttpResponse:
+    django_etcd.ready(state == "yes")
+    return hello(request)
+
+
 urlpatterns = [
     path("", hello),
+    path("ready/<state>", ready),
     path("registered", registered),
     path("etcd/", include("django_etcd.urls")),
 ]
