@@ -12,7 +12,7 @@ from dynaconf import Dynaconf, Validator
 
 import dynaconf_etcd
 from dynaconf_etcd import live
-from etcd_core import Client
+from etcd_core import Client, ConfigSource
 from etcd_core.testing import eventually
 
 MakeSettings = Callable[..., Dynaconf]
@@ -191,17 +191,23 @@ def test_a_passing_cause_that_turns_into_another_is_told(
     assert service.asked == 3
 
 
-def test_a_newer_revision_is_not_kept_waiting(
-    etcd_client: Client, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "_RETRY_SECONDS", (600.0, 600.0))
-    source, service = etcd_client.config_source("app"), Service()
+def refused(source: ConfigSource, service: Service, make_settings: MakeSettings) -> Dynaconf:
+    """Return settings of which an update was refused for a cause that lasts."""
     source.save({"port": 1})
     settings = make_settings(post_hooks=[service.hook])
     assert settings.PORT == 1
     service.error = lambda n: ConnectionError(str(n))
     source.update({"port": 2})
     eventually(lambda: dynaconf_etcd.status(settings).rejected is not None)
+    return settings
+
+
+def test_a_newer_revision_is_not_kept_waiting(
+    etcd_client: Client, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_RETRY_SECONDS", (600.0, 600.0))
+    source, service = etcd_client.config_source("app"), Service()
+    settings = refused(source, service, make_settings)
     service.error = None
     source.update({"port": 3})
     eventually(lambda: settings.PORT == 3)
@@ -219,12 +225,7 @@ def test_nothing_is_tried_after_the_end(
 ) -> None:
     monkeypatch.setattr(live, "_RETRY_SECONDS", (600.0, 600.0))
     source, service = etcd_client.config_source("app"), Service()
-    source.save({"port": 1})
-    settings = make_settings(post_hooks=[service.hook])
-    assert settings.PORT == 1
-    service.error = lambda n: ConnectionError(str(n))
-    source.update({"port": 2})
-    eventually(lambda: dynaconf_etcd.status(settings).rejected is not None)
+    settings = refused(source, service, make_settings)
     ours = {thread for thread in threading.enumerate() if thread.name.startswith("etcd-dispatch")}
     assert ours
     dynaconf_etcd.close(settings)
