@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import etcd3
@@ -855,3 +858,35 @@ def test_fork(etcd_server: EtcdServer) -> None:
 def test_etcd3_loaded_with_its_own_messages(etcd_server: EtcdServer) -> None:
     # Without its C extension protobuf still takes the code of an old protoc.
     run(FOREIGN, etcd_server, PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python")
+
+
+# -- all of etcd3 ----------------------------------------------------------------------------------
+
+
+def test_a_whole_response(raw: RawClient, key: str) -> None:
+    revision = raw.put(key, "1").header.revision
+    response = raw.get_response(key)
+    assert [(kv.value, kv.mod_revision) for kv in response.kvs] == [(b"1", revision)]
+    assert raw.get_response(f"{key}/none", serializable=True).count == 0
+
+
+def test_whole_responses_of_a_watch(raw: RawClient, key: str) -> None:
+    responses, cancel = raw.watch_response(key)
+    revision = raw.put(key, "1").header.revision
+    response = next(responses)
+    assert (response.header.revision, response.events[0].value) == (revision, b"1")
+    cancel()
+    assert list(responses) == []
+    once = raw.watch_once_response(key, BOUND, start_revision=revision)
+    assert [event.value for event in once.events] == [b"1"]
+
+
+def test_every_method_is_used_by_a_test() -> None:
+    tests = Path(__file__).read_text()
+    methods = {
+        name
+        for name, _ in inspect.getmembers(etcd3.Etcd3Client, callable)
+        if not name.startswith("_")
+    }
+    assert len(methods) > 40
+    assert {name for name in methods if not re.search(rf"\.{name}\b", tests)} == set()

@@ -75,7 +75,6 @@ class ServerProcess:
         self.command = command
         self.port = int(env.get("TEST_PORT") or 0)
         self.ended_at: float | None = None
-        self.took_to_serve = 0.0
         self._log = tempfile.NamedTemporaryFile("w+", prefix="hosting-", suffix=".log")  # noqa: SIM115
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
@@ -91,7 +90,6 @@ class ServerProcess:
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             # A run in the background of a shell ignores it, and a child would inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._began = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -123,7 +121,6 @@ class ServerProcess:
 
     def wait_serving(self) -> None:
         eventually(self.get, PATIENCE, interval=0.05, message=f"serving\n{self.output}")
-        self.took_to_serve = time.monotonic() - self._began
 
     def wait_open(self) -> None:
         """Wait until it listens, without sending a request."""
