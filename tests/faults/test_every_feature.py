@@ -223,7 +223,7 @@ def paused(features: list[str], server: EtcdServer) -> Failures:
         os.kill(process.pid, signal.SIGSTOP)
         hosted.each(Hosted.stop)  # type: ignore[arg-type]
         # The passing of time is the fact under test; whatever has a lease is gone by then.
-        time.sleep(1.6)
+        time.sleep(2.6)
         for feature in others:
             client = Client(endpoints=[endpoint], prefix=f"{prefix}/{feature}")
             FEATURES[feature].meanwhile(meanwhile.enter_context(client))
@@ -249,7 +249,7 @@ def test_f05_paused(feature: str, judge: Judge) -> None:
 
 
 def _expiring(server: EtcdServer, prefix: str) -> list[bytes]:
-    """Return the keys on leases of a second: those of the process that is stopped."""
+    """Return the keys on short leases: those of the process that is stopped."""
     start = prefix.encode()
     request = pb.RangeRequest(key=start, range_end=prefix_range_end(start))
     with Witness(server.endpoint) as witness:
