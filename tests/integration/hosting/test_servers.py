@@ -116,12 +116,19 @@ FULL = [
     Case("uvicorn-no-lifespan", f"{UVICORN} --lifespan off {ASGI}", code=-TERM),
     Case("uvicorn-reload-int", f"{UVICORN} --reload {ASGI}", INT, How.GROUP, None),
     Case("uvicorn-asgiref-1", f"{UVICORN} {ASGI_FLASK}", code=-TERM, needs="asgiref"),
+    Case("uvicorn-asyncio-1", f"{UVICORN} --loop asyncio through_a2wsgi:application", code=-TERM,
+         needs="a2wsgi"),
+    Case("uvicorn-asyncio-4", f"{UVICORN_4} --loop asyncio {ASGI_FLASK}", code=None,
+         needs="asgiref"),
+    Case("uvicorn-uvloop-4", f"{UVICORN_4} --loop uvloop {ASGI_FLASK}", code=None, needs="uvloop"),
     Case("uvicorn-a2wsgi-1", f"{UVICORN} through_a2wsgi:application", code=-TERM, needs="a2wsgi"),
     Case("hypercorn-2", f"{HYPERCORN} -w 2 {ASGI}", code=None, needs="hypercorn"),
     Case("hypercorn-4-int", f"{HYPERCORN} -w 4 {ASGI}", INT, How.GROUP, None, needs="hypercorn"),
     Case("hypercorn-reload-int", f"{HYPERCORN} --reload {ASGI}", INT, How.GROUP, None,
          needs="hypercorn"),
     Case("hypercorn-wsgi", f"{HYPERCORN} wsgi:flask_site:app", needs="hypercorn"),
+    Case("hypercorn-uvloop-2", f"{HYPERCORN} -k uvloop -w 2 wsgi:flask_site:app", code=None,
+         needs="uvloop"),
     Case("granian-asgi", f"{GRANIAN} asgi {ASGI}", needs="granian"),
     Case("granian-wsgi", f"{GRANIAN} wsgi flask_site:app", needs="granian"),
     Case("granian-wsgi-2-int", f"{GRANIAN} wsgi --workers 2 flask_site:app", INT, needs="granian"),
@@ -147,9 +154,10 @@ def test_registered_while_serving(
         TEST_TTL="5" if case.by_ttl else "600",
         XDG_RUNTIME_DIR=str(tmp_path),
     )
-    server.wait_serving()
+    # By no request: nobody sends one to a service that is not registered yet.
     registry.wait_for(f"127.0.0.1:{server.port}")
     server.wait_registered(case.workers)
+    server.wait_serving()
     assert server.output.count(": in place") == case.workers
     locks = tmp_path / "etcd-core"
     assert len(list(locks.iterdir())) == 1
@@ -162,6 +170,90 @@ def test_registered_while_serving(
     # What a killed process leaves is found unlocked by the next one.
     eventually(lambda: case.by_ttl or not [*locks.iterdir()], PATIENCE, message="no lock file left")
     assert project_files() == project
+
+
+@dataclass(frozen=True)
+class Program:
+    server: str
+    code: int | None = -TERM
+    by_request: bool = False
+    """Nothing before the first request is a sign that it serves."""
+    full: bool = True
+
+
+PROGRAMS = [
+    Program("waitress", full=False),
+    Program("wsgiref"),
+    Program("gevent"),
+    Program("gevent-late", by_request=True, full=False),
+    Program("uvloop", full=False),
+]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(each, id=each.server, marks=[pytest.mark.full] if each.full else [])
+        for each in PROGRAMS
+    ],
+)
+def test_programs_that_serve_by_hand(program: Program, registry: Registry, start: Start) -> None:
+    server = start("by_hand.py", program.server, "PORT", TEST_APP="none")
+    server.wait_open()
+    if program.by_request:
+        assert registry.events == []
+        server.wait_serving()
+    registry.wait_for(f"127.0.0.1:{server.port}")
+    server.wait_serving()
+    assert server.stop() == program.code, server.output
+    registry.wait_for()
+    assert registry.kinds() == ["added", "removed"], server.output
+
+
+@pytest.mark.full
+def test_flask_under_an_asgi_server_that_listens_in_rust(registry: Registry, start: Start) -> None:
+    if not find_spec("granian"):
+        pytest.skip("granian is not installed")
+    server = start(*GRANIAN.split(), "asginl", ASGI_FLASK)
+    registry.wait_for(f"127.0.0.1:{server.port}")
+    # Not stopped by SIGTERM: one in fifty of its workers then hangs, without us too.
+
+
+# A program that loads the application may fork, of which Python warns where there is a thread.
+LOADS = """
+import os, sys, threading, warnings
+{load}
+assert threading.enumerate() == [threading.main_thread()]
+assert not {{"grpc", "google.protobuf"}} & set(sys.modules)
+warnings.simplefilter("error")
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("nothing begun")
+"""
+
+
+@pytest.mark.parametrize("load", ["import flask_site", "import django; django.setup()"])
+def test_loading_an_application_begins_nothing(registry: Registry, start: Start, load: str) -> None:
+    server = start("-c", LOADS.format(load=load), TEST_TELL_THREADS="1")
+    assert server.wait() == 0, server.output
+    assert server.output == "nothing begun\n"
+    assert registry.events == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["flask_site.py", pytest.param("-m flask run --debug -p PORT", marks=pytest.mark.full)],
+)
+def test_a_reloaders_parent_begins_nothing_where_it_binds(
+    registry: Registry, start: Start, command: str
+) -> None:
+    server = start(*command.split(" "), TEST_DEBUG="1", TEST_TELL_THREADS="1")
+    registry.wait_for(f"127.0.0.1:{server.port}")
+    assert server.output.count("starts the thread etcd-host\n") == 1, server.output
+    server.interrupt_reloader()
+    registry.wait_for()
 
 
 def stop(server: ServerProcess, case: Case) -> int:

@@ -47,7 +47,7 @@ def _note_request(
 ) -> None:
     """Register at the first request where the listening socket cannot be found."""
     if environ is not None:
-        current_host().note_request(environ["SERVER_NAME"], int(environ["SERVER_PORT"]))
+        current_host().note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
     elif scope is not None and (server := scope.get("server")) is not None:
         current_host().note_request(*server)
 
@@ -59,7 +59,7 @@ def _arm_when_built(handler: type[WSGIHandler] | type[ASGIHandler]) -> None:
     def build_and_arm(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         if not in_live_test_server():
-            current_host().arm()
+            current_host().arm(by_server=True)
 
     handler.__init__ = build_and_arm  # type: ignore[method-assign]
 
@@ -84,7 +84,7 @@ async def _live(receive: _Receive, send: _Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            stopping.claim_sigterm()
+            stopping.claim_sigterm_again()
             await send({"type": "lifespan.startup.complete"})
         elif message["type"] == "lifespan.shutdown":
             await asyncio.to_thread(current_host().deregister)

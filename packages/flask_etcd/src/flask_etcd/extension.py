@@ -193,7 +193,7 @@ def _note_first_request(app: Flask, host: ServiceHost) -> None:
     def note(sender: Flask, **_: object) -> None:
         if host.awaits_request:
             environ = request.environ
-            host.note_request(environ["SERVER_NAME"], int(environ["SERVER_PORT"]))
+            host.note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
 
     request_started.connect(note, app, weak=False)
 

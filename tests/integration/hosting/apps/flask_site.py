@@ -113,7 +113,8 @@ def create_app() -> Flask:
     return app
 
 
-app = create_app()
+if "TEST_APP" not in os.environ:
+    app = create_app()
 
 if os.environ.get("TEST_OWN_SIGTERM") == "after":
     signal.signal(signal.SIGTERM, handle_sigterm)

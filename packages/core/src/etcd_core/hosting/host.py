@@ -23,7 +23,7 @@ from typing_extensions import Self
 from .. import forking
 from ..events import Event, fields
 from ..presence import Presence, started_at
-from . import listeners, process, running, stopping
+from . import listeners, process, running, signs, stopping
 from .listeners import Listener
 from .options import HostOptions
 from .process import GunicornWorker, Role
@@ -106,10 +106,14 @@ class ServiceHost:
         """
         self._followers.append(relay)
 
-    def arm(self) -> None:
+    def arm(self, *, by_server: bool = False) -> None:
         """Register when this process turns out to serve. Idempotent; does no I/O.
 
-        To be called where the framework builds its application, in whichever process that is.
+        To be called where the framework builds its application, in whichever process that is. No
+        thread is started before the process shows a sign that it serves.
+
+        Args:
+            by_server: Only a server makes this very call: a sign by itself.
         """
         if self.options.service_name is None or self.options.register is False:
             return
@@ -119,10 +123,21 @@ class ServiceHost:
             self._armed = True
         place = process.here()
         if place.role is Role.PLAIN:
-            if self.options.register is True or not process.runs_tests():
-                self.start()
+            self._arm_plain(by_server)
         elif place.role is not Role.CELERY:
             running.defer(place, self.start)
+
+    def _arm_plain(self, by_server: bool) -> None:
+        if self.options.register is True:
+            self.start()
+        elif process.runs_tests():
+            return
+        elif by_server:
+            self.start()
+        else:
+            # The sign may come in another thread, which cannot take the signal.
+            stopping.claim_sigterm()
+            signs.await_first(self.start)
 
     def start(self, worker: GunicornWorker | None = None) -> None:
         """Begin to look for the address and register, in the background. Idempotent.
@@ -130,6 +145,7 @@ class ServiceHost:
         Args:
             worker: The gunicorn worker this process is.
         """
+        signs.forget(self.start)
         self._join_agent(worker).start()
 
     def register(self, address: str | None = None) -> None:
@@ -138,6 +154,7 @@ class ServiceHost:
         Args:
             address: The advertised ``host:port``; None: the option, or the listening socket.
         """
+        signs.forget(self.start)
         agent = self._join_agent(None)
         agent.given_address = address
         agent.forced = True
@@ -145,19 +162,22 @@ class ServiceHost:
 
     @property
     def awaits_request(self) -> bool:
-        """Whether only a request can tell that this process serves: sockets cannot be listed."""
-        return not listeners.can_list() and not self.serving
+        """Whether a request would tell more: that this process serves, or where."""
+        return not self.serving and (signs.awaited() or not listeners.can_list())
 
-    def note_request(self, name: str, port: int) -> None:
+    def note_request(self, name: str, port: str | int | None) -> None:
         """Take note that a server received a request. Does not block; any thread.
 
         Args:
             name: The server's name or address, as WSGI's ``SERVER_NAME``.
-            port: Its port.
+            port: Its port, as ``SERVER_PORT``; what is no number came through a unix socket.
         """
+        if not self.awaits_request or process.in_test_client():
+            return
+        signs.tell()
         agent = self._agent
-        if agent is not None and self.awaits_request and not process.in_test_client():
-            agent.requested = Listener(name, port)
+        if agent is not None and not listeners.can_list() and str(port).isdecimal():
+            agent.requested = Listener(name, int(str(port)))
             agent.tell("look")
 
     def ready(self, ready: bool) -> None:
@@ -173,6 +193,7 @@ class ServiceHost:
 
     def deregister(self, timeout: float = stopping.STOP_SECONDS) -> bool:
         """Give up this process's part in the entry; return whether that was done in time."""
+        signs.forget(self.start)
         agent = self._agent
         if agent is None:
             return True

@@ -85,16 +85,24 @@ def _run_at_end_of_worker() -> None:
 def claim_sigterm() -> None:
     """Take SIGTERM where it would kill the process, or end it without its exit handlers.
 
-    Other servers turn it into an ordinary exit themselves. Idempotent; to be called again once
-    uvicorn runs, so that the entry goes before it closes its sockets. Main thread only, else it
-    does nothing.
+    Other servers turn it into an ordinary exit themselves. Idempotent. Main thread only, else it
+    does nothing; with no agent to stop the signal is passed on.
     """
-    if not _agents or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return
     current = signal.getsignal(signal.SIGTERM)
     if current == signal.SIG_DFL or _is_uvicorns(current):
         _previous.append(current)
         signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def claim_sigterm_again() -> None:
+    """Take SIGTERM from uvicorn once it runs, so that the entry goes before it closes its sockets.
+
+    Does nothing where there is no agent.
+    """
+    if _agents:
+        claim_sigterm()
 
 
 def _is_uvicorns(handler: object) -> bool:
