@@ -21,10 +21,11 @@ from . import (
     snapshot_file,
     switching,  # noqa: F401  (makes changes of environment swaps)
 )
+from .building import pinned
 from .feed import Feed, feed_for
 from .internals import LazySettings, Settings, SourceMetadata, Validator
 from .layers import MAIN, Refused, Revision
-from .live import Live, add, add_child, find, origin_of, pinned, remember
+from .live import Live, add, add_child, find, origin_of, remember
 from .reasons import reasons_of
 from .validating import quieten
 from .values import copied
