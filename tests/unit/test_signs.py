@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import _socket
 import gc
+import importlib
+import inspect
 import logging
+import multiprocessing.connection
 import os
 import socket
 import socketserver
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,14 +85,53 @@ def test_a_server_whose_socket_listens_already_gives_it_when_it_runs() -> None:
     assert waiting.begun == 1
 
 
-def test_in_a_running_loop_its_next_turn_is_the_sign() -> None:
-    async def serve() -> tuple[int, int]:
-        waiting = Waiting()
-        before = waiting.begun
-        await asyncio.sleep(0)
-        return before, waiting.begun
+def test_processes_that_talk_to_each_other_are_none() -> None:
+    waiting = Waiting()
+    with multiprocessing.connection.Listener():
+        pass
+    assert waiting.begun == 0
 
-    assert asyncio.run(serve()) == (0, 1)
+
+def test_a_server_that_is_imported_later_has_its_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "daphne"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "server.py").write_text("class Server:\n    def run(self):\n        return 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("daphne", "daphne.server"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    waiting = Waiting()
+    server = importlib.import_module("daphne.server")
+    # Nothing of the import system is different for it.
+    assert inspect.getsource(server).startswith("class Server")
+    assert server.__spec__ is not None
+    assert server.__spec__.loader is server.__loader__
+    assert server.__loader__.__class__.__module__ == "_frozen_importlib_external"
+    assert waiting.begun == 0
+    assert server.Server().run() == 42
+    assert waiting.begun == 1
+    for name in ("daphne", "daphne.server"):
+        sys.modules.pop(name)
+
+
+def test_what_cannot_be_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", _socket.socket)
+    waiting = Waiting()
+    assert socket.socket is _socket.socket
+    assert "listen" in vars(_socket.socket)
+    signs.tell()
+    assert waiting.begun == 1
+
+
+def test_a_name_that_is_replaced_meanwhile_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, original = Waiting(), socket.socket
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *args: original(*args))
+        with original() as server:
+            server.bind(("127.0.0.1", 0))
+    assert waiting.begun == 1
 
 
 @pytest.mark.parametrize("port", ["8000", "", None])
@@ -111,6 +154,13 @@ def test_nobody_is_called_who_was_forgotten_or_is_gone() -> None:
     gc.collect()
     signs.tell()
     assert (forgotten.begun, calls["begun"], stays.begun) == (0, 0, 1)
+
+
+def test_with_the_last_one_forgotten_the_hooks_go() -> None:
+    waiting = Waiting()
+    assert hooked()
+    signs.forget(waiting.begin)
+    assert hooked() == set()
 
 
 def test_a_failure_is_reported_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,10 +198,18 @@ def test_what_somebody_else_puts_over_the_hook_stays(monkeypatch: pytest.MonkeyP
     assert len(calls) == waiting.begun == 1
 
 
+def run(program: str) -> str:
+    """Run a program, which is no test to the library; return what it said."""
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
 # The second process is forked from one that waits; neither it nor its parent is to have a hook.
 FORKS = """
 import os, socket
-from etcd_core.hosting import HostOptions, ServiceHost, signs
+from etcd_core.hosting import signs
 
 class Waiting:
     def begin(self):
@@ -171,6 +229,117 @@ socket.create_server(("127.0.0.1", 0)).close()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_gives_no_sign() -> None:
-    command = [sys.executable, "-W", "error", "-c", FORKS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "child begun ", done.stderr
+    assert run(FORKS) == "child begun "
+
+
+HOST = """
+import os, signal, socket, sys, threading, time
+from etcd_core.hosting import HostOptions, ServiceHost, host, signs
+
+def armed():
+    found = ServiceHost(HostOptions.parse({"ENDPOINTS": ["127.0.0.1:1"], "SERVICE_NAME": "s"}, ""))
+    found.arm()
+    return found
+
+def serve():
+    return socket.create_server(("127.0.0.1", 0))
+
+def threads():
+    return sorted({each.name for each in threading.enumerate()} - {"MainThread"})
+"""
+
+
+def test_deregistered_before_the_sign_it_stays_out() -> None:
+    said = run(f"{HOST}\nhost = armed(); host.close()\nwith serve(): print(threads())")
+    assert said == "[]\n"
+
+
+def test_deregistered_while_the_sign_is_given_it_stays_out() -> None:
+    # The other thread has the sign, and has not begun yet.
+    program = f"""{HOST}
+given, go_on, call = threading.Event(), threading.Event(), signs._call
+def slowly(begin):
+    given.set()
+    go_on.wait(30)
+    call(begin)
+signs._call = slowly
+host = armed()
+server = threading.Thread(target=lambda: serve().close())
+server.start()
+given.wait(30)
+host.close()
+go_on.set()
+server.join(30)
+print(threads(), host.serving)
+"""
+    assert run(program) == "[] False\n"
+
+
+def test_not_ready_before_the_sign_holds_for_an_application_built_twice() -> None:
+    program = f"""{HOST}
+first, second = armed(), armed()
+second.ready(False)
+with serve():
+    ends = time.monotonic() + 30
+    while not first.serving and time.monotonic() < ends:
+        time.sleep(0.01)
+    # It would begin to make the entry in the step after that it found the address in.
+    time.sleep(0.3)
+    print(first.serving, threads())
+    first.close()
+"""
+    assert run(program) == "True ['etcd-host']\n"
+
+
+def test_a_signal_may_deregister_in_the_middle_of_all_this() -> None:
+    program = f"""{HOST}
+signal.signal(signal.SIGUSR1, lambda *_: found.deregister())
+found, hook_in = armed(), signs._hook_in
+found.close()
+def interrupted():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    hook_in()
+signs._hook_in = interrupted
+another = armed()
+another.close()
+print("done")
+"""
+    assert run(program) == "done\n"
+
+
+def test_without_a_thread_the_process_still_ends_by_sigterm() -> None:
+    program = f"""{HOST}
+import logging
+logging.disable()
+found = armed()
+start = threading.Thread.start
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+with serve():
+    threading.Thread.start = start
+    print(found.serving, found.deregister(0), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    print("alive")
+"""
+    assert run(program) == "False True\n"
+
+
+def test_applications_that_are_dropped_before_they_serve_are_gone() -> None:
+    program = """
+import gc, weakref
+from flask import Flask
+from flask_etcd import Etcd
+
+def build():
+    app = Flask("x")
+    app.config.update(ETCD_ENDPOINTS="127.0.0.1:1", ETCD_SERVICE_NAME="shop")
+    Etcd(app)
+    return weakref.ref(app)
+
+built = [build() for _ in range(10)]
+gc.collect()
+print([app() for app in built].count(None))
+"""
+    assert run(program) == "10\n"

@@ -129,6 +129,11 @@ FULL = [
     Case("hypercorn-wsgi", f"{HYPERCORN} wsgi:flask_site:app", needs="hypercorn"),
     Case("hypercorn-uvloop-2", f"{HYPERCORN} -k uvloop -w 2 wsgi:flask_site:app", code=None,
          needs="uvloop"),
+    Case("hypercorn-trio-2", f"{HYPERCORN} -k trio -w 2 through_trio:application", code=None,
+         needs="trio"),
+    Case("uvicorn-systemd-uvloop", f"activated.py -m uvicorn --fd 3 --loop uvloop {ASGI_FLASK}",
+         code=-TERM, needs="uvloop"),
+    Case("daphne-systemd", f"activated.py -m daphne --fd 3 {ASGI_FLASK}", needs="daphne"),
     Case("granian-asgi", f"{GRANIAN} asgi {ASGI}", needs="granian"),
     Case("granian-wsgi", f"{GRANIAN} wsgi flask_site:app", needs="granian"),
     Case("granian-wsgi-2-int", f"{GRANIAN} wsgi --workers 2 flask_site:app", INT, needs="granian"),
@@ -185,8 +190,10 @@ PROGRAMS = [
     Program("waitress", full=False),
     Program("wsgiref"),
     Program("gevent"),
-    Program("gevent-late", by_request=True, full=False),
+    Program("gevent-late", full=False),
     Program("uvloop", full=False),
+    Program("granian"),
+    Program("one-by-one", by_request=True, full=False),
 ]
 
 
@@ -234,7 +241,9 @@ print("nothing begun")
 """
 
 
-@pytest.mark.parametrize("load", ["import flask_site", "import django; django.setup()"])
+@pytest.mark.parametrize(
+    "load", ["import flask_site", "import django; django.setup()", "import djsite.wsgi"]
+)
 def test_loading_an_application_begins_nothing(registry: Registry, start: Start, load: str) -> None:
     server = start("-c", LOADS.format(load=load), TEST_TELL_THREADS="1")
     assert server.wait() == 0, server.output

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -461,6 +462,35 @@ def test_a_drained_server_stays_drained_when_a_worker_is_recycled(
     assert registry.metadata() == [{"framework": "flask"}]
     eventually(lambda: registry.kinds() == ["added", "modified", "modified"], PATIENCE)
     assert second.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m uvicorn --port PORT through_a2wsgi:application",
+        "-m uvicorn --port PORT djsite.asgi:application",
+        # systemd and Kubernetes signal the workers, and so does their parent then.
+        pytest.param(
+            "-m uvicorn --port PORT --workers 2 through_asgiref:application", marks=pytest.mark.full
+        ),
+    ],
+)
+def test_a_second_sigterm_leaves_a_request_to_its_end(
+    registry: Registry, start: Start, command: str
+) -> None:
+    server = start(*command.split(" "))
+    registry.wait_for(f"127.0.0.1:{server.port}")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.get, "/slow/3.0")
+        server.wait_said("slow begins")
+        server.signal_group(signal.SIGTERM)
+        # The first one is with uvicorn by then.
+        registry.wait_for()
+        server.wait_said("Shutting down")
+        server.signal_group(signal.SIGTERM)
+        assert answer.result(PATIENCE) == "done"
+    assert server.wait() in (-signal.SIGTERM, 0), server.output
+    assert registry.kinds() == ["added", "removed"]
 
 
 def test_second_sigterm_cuts_the_drain_short(registry: Registry, start: Start) -> None:

@@ -15,7 +15,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_started
 
-from etcd_core.hosting import listeners, stopping
+from etcd_core.hosting import signs, stopping
 
 from ._state import current_host, in_live_test_server
 
@@ -35,8 +35,7 @@ def hook_in() -> None:
     _arm_when_built(WSGIHandler)
     _arm_when_built(ASGIHandler)
     _answer_lifespan()
-    if not listeners.can_list():
-        request_started.connect(_note_request, dispatch_uid="django_etcd")
+    request_started.connect(_note_request, dispatch_uid="django_etcd")
 
 
 def _note_request(
@@ -45,11 +44,13 @@ def _note_request(
     scope: Mapping[str, tuple[str, int] | None] | None = None,
     **_: object,
 ) -> None:
-    """Register at the first request where the listening socket cannot be found."""
+    """Take the first request for a sign, and for the address where sockets cannot be listed."""
+    if not current_host().awaits_request:
+        return
     if environ is not None:
         current_host().note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
-    elif scope is not None and (server := scope.get("server")) is not None:
-        current_host().note_request(*server)
+    elif scope is not None:
+        current_host().note_request(*(scope.get("server") or ("", None)))
 
 
 def _arm_when_built(handler: type[WSGIHandler] | type[ASGIHandler]) -> None:
@@ -84,6 +85,7 @@ async def _live(receive: _Receive, send: _Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
+            signs.tell()
             stopping.claim_sigterm_again()
             await send({"type": "lifespan.startup.complete"})
         elif message["type"] == "lifespan.shutdown":

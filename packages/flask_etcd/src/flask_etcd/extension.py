@@ -190,8 +190,12 @@ def _uncached(content: str | Response, status: int = 200) -> Response:
 
 
 def _note_first_request(app: Flask, host: ServiceHost) -> None:
+    # Weakly: an application that is dropped before it serves is not to live on by its receiver.
+    reference = weakref.ref(host)
+
     def note(sender: Flask, **_: object) -> None:
-        if host.awaits_request:
+        host = reference()
+        if host is not None and host.awaits_request:
             environ = request.environ
             host.note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
 

@@ -34,7 +34,7 @@ def run_gevent(port: int) -> None:
 
 
 def run_gevent_late(port: int) -> None:
-    """As before, imported too late for any sign but the first request."""
+    """As before, imported when the application is there."""
     app = create_app()
     from gevent.pywsgi import WSGIServer
 
@@ -49,12 +49,34 @@ def run_uvloop(port: int) -> None:
     uvicorn.run(WsgiToAsgi(create_app()), port=port, loop="uvloop")
 
 
+def run_granian(port: int) -> None:
+    """Serve by Rust in a loop of one's own."""
+    import asyncio
+
+    from asgiref.wsgi import WsgiToAsgi
+    from granian.server.embed import Server
+
+    app = WsgiToAsgi(create_app())
+    server = Server(app, address="127.0.0.1", port=port, interface="asginl")
+    asyncio.run(server.serve())
+
+
+def run_one_by_one(port: int) -> None:
+    """Listen before there is an application, and then call nothing that is known."""
+    with make_server("127.0.0.1", port, None) as server:  # type: ignore[arg-type]
+        server.set_app(create_app())
+        while True:
+            server.handle_request()
+
+
 SERVERS: dict[str, Callable[[int], None]] = {
     "waitress": run_waitress,
     "wsgiref": run_wsgiref,
     "gevent": run_gevent,
     "gevent-late": run_gevent_late,
     "uvloop": run_uvloop,
+    "granian": run_granian,
+    "one-by-one": run_one_by_one,
 }
 
 if __name__ == "__main__":

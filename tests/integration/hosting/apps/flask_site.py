@@ -92,6 +92,12 @@ def create_app() -> Flask:
         time.sleep(600)
         return ""
 
+    @app.get("/slow/<float:seconds>")
+    def slow(seconds: float) -> str:
+        print("slow begins", flush=True)
+        time.sleep(seconds)
+        return "done"
+
     @app.get("/registered")
     def registered() -> dict[str, bool]:
         registration = etcd.registration

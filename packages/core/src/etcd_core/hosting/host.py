@@ -67,11 +67,12 @@ class ServiceHost:
         self.options = options
         self.may_serve = may_serve
         self.ready_context = ready_context
-        self._held_out = False
+        self._held_out: bool | None = None
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._agent: _Agent | None = None
         self._armed = False
+        self._awaits_sign = False
         self._followers: list[Relay] = []
         forking.track(self)
 
@@ -113,7 +114,8 @@ class ServiceHost:
         thread is started before the process shows a sign that it serves.
 
         Args:
-            by_server: Only a server makes this very call: a sign by itself.
+            by_server: Hardly anything but a server makes this very call, so that it is a sign
+                where the process listens already.
         """
         if self.options.service_name is None or self.options.register is False:
             return
@@ -130,14 +132,24 @@ class ServiceHost:
     def _arm_plain(self, by_server: bool) -> None:
         if self.options.register is True:
             self.start()
-        elif process.runs_tests():
-            return
-        elif by_server:
-            self.start()
-        else:
+        elif not process.runs_tests():
             # The sign may come in another thread, which cannot take the signal.
             stopping.claim_sigterm()
-            signs.await_first(self.start)
+            self._awaits_sign = True
+            signs.await_first(self._start_if_awaited)
+            if by_server and (listeners.listening() or listeners.listens_on_unix()):
+                signs.tell()
+
+    def _start_if_awaited(self) -> None:
+        with _agents_lock:
+            # Deregistered since the sign was given, in another thread: it must not come back.
+            agent = self._join_agent(None) if self._awaits_sign else None
+        if agent is not None:
+            agent.start()
+
+    def _await_no_sign(self) -> None:
+        self._awaits_sign = False
+        signs.forget(self._start_if_awaited)
 
     def start(self, worker: GunicornWorker | None = None) -> None:
         """Begin to look for the address and register, in the background. Idempotent.
@@ -145,7 +157,6 @@ class ServiceHost:
         Args:
             worker: The gunicorn worker this process is.
         """
-        signs.forget(self.start)
         self._join_agent(worker).start()
 
     def register(self, address: str | None = None) -> None:
@@ -154,7 +165,6 @@ class ServiceHost:
         Args:
             address: The advertised ``host:port``; None: the option, or the listening socket.
         """
-        signs.forget(self.start)
         agent = self._join_agent(None)
         agent.given_address = address
         agent.forced = True
@@ -186,15 +196,17 @@ class ServiceHost:
         The entry stays while another process of the server is ready. Taken out by hand it stays
         out, whatever the option READY says. Before the process serves: how it will begin.
         """
-        self._held_out = not ready
-        agent = self._agent
-        if agent is not None:
-            agent.tell("resume" if ready else "pause")
+        with _agents_lock:
+            self._held_out = not ready
+            agent = self._agent
+            if agent is not None:
+                agent.hold_out(not ready)
 
     def deregister(self, timeout: float = stopping.STOP_SECONDS) -> bool:
         """Give up this process's part in the entry; return whether that was done in time."""
-        signs.forget(self.start)
-        agent = self._agent
+        with _agents_lock:
+            self._await_no_sign()
+            agent = self._agent
         if agent is None:
             return True
         agent.request_stop()
@@ -220,6 +232,7 @@ class ServiceHost:
         """Start afresh: the parent's agent is not ours."""
         self._lock = threading.Lock()
         self._agent = None
+        self._awaits_sign = False
 
     def _announced(self, signal: Signal, sender: object, payload: Mapping[str, object]) -> None:
         agent = self._agent
@@ -233,17 +246,21 @@ class ServiceHost:
         options = self.options
         entry = (options.config, options.service_name, options.service_address, options.service_id)
         with _agents_lock:
+            self._await_no_sign()
             agent = _agents.get(entry)
             if agent is None:
                 agent = _agents[entry] = _Agent(self, worker, lambda: _agents.pop(entry, None))
-                agent.held_out = self._held_out
-            agent.serve_for(self)
-            self._agent = agent
+            if agent is not self._agent:
+                self._agent = agent
+                agent.serve_for(self)
+                if self._held_out is not None:
+                    agent.hold_out(self._held_out)
         return agent
 
 
 _agents: dict[tuple[object, ...], _Agent] = {}
-_agents_lock = threading.Lock()
+# Reentrant: a program may deregister in a handler of a signal that comes while this thread has it.
+_agents_lock = threading.RLock()
 
 
 class _ModuleState:
@@ -251,7 +268,7 @@ class _ModuleState:
 
     def after_fork_in_child(self) -> None:
         global _agents_lock
-        _agents_lock = threading.Lock()
+        _agents_lock = threading.RLock()
         _agents.clear()
 
 
@@ -279,7 +296,7 @@ class _Agent:
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._last_command: _Command | None = None
-        self.held_out = False
+        self._held_out = False
         self._readiness: Readiness | None = None
         self._serving = False
         self._asked_to_stop_at: float | None = None
@@ -297,7 +314,15 @@ class _Agent:
             started, self._started = self._started, True
         if not started:
             stopping.add(self)
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        try:
             self._thread.start()
+        except RuntimeError:
+            # No more threads for this process. Nothing may wait for what will never end.
+            self._end()
+            raise
 
     def serve_for(self, host: ServiceHost) -> None:
         """Count in an application that this is the agent of."""
@@ -321,6 +346,14 @@ class _Agent:
     def tell(self, command: _Command) -> None:
         """Have the thread do something when it comes to it."""
         self._inbox.put(command)
+
+    def hold_out(self, held_out: bool) -> None:
+        """Take this process out of the share by hand, or back in."""
+        with _agents_lock:
+            if self._started:
+                self.tell("pause" if held_out else "resume")
+            else:
+                self._held_out = held_out
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end."""
@@ -349,9 +382,12 @@ class _Agent:
         finally:
             if self._readiness is not None:
                 self._readiness.stop()
-            self._on_ended()
-            self._ended.set()
-            stopping.finished(self)
+            self._end()
+
+    def _end(self) -> None:
+        self._on_ended()
+        self._ended.set()
+        stopping.finished(self)
 
     def _serve(self) -> None:
         if not Presence.supported():
@@ -392,7 +428,7 @@ class _Agent:
 
     def _follow_readiness(self, listener: Listener | None) -> None:
         ready = self._readiness is None or self._readiness.look()
-        ready = ready and not self.held_out
+        ready = ready and not self._held_out
         if ready and self._starter is None:
             self._start_share(listener)
         elif not ready and self._starter is not None:
@@ -410,7 +446,7 @@ class _Agent:
         self._last_command = command
         self._stopping = command in ("stop", "drain")
         if command in ("pause", "resume"):
-            self.held_out = command == "pause"
+            self._held_out = command == "pause"
 
     def _address_is_given(self) -> bool:
         given = self.given_address or self._options.service_address

@@ -132,6 +132,12 @@ def in_test_client() -> bool:
     return any(_name(frame)[0] in _TEST_CLIENTS for frame in _stack(sys._getframe(1)))
 
 
+def called_by(package: str) -> bool:
+    """Tell whether the caller of the caller is code of ``package``."""
+    module = _name(sys._getframe(2))[0]
+    return module == package or module.startswith(f"{package}.")
+
+
 def is_importing() -> bool:
     """Tell whether the main thread is in an ``import``: then nothing is served yet."""
     return any(_name(frame)[0] == "importlib._bootstrap" for frame in main_stack())

@@ -1,45 +1,52 @@
 """Tells when this process begins to serve. Owns the hooks into sockets and servers. No thread.
 
 That an application is built says little: scripts, shells and parents that will fork build it too.
-What a server does next says more: it binds, listens, runs its loop, receives a request. The first
-such sign is told, in whichever thread gives it, and all hooks are taken out again.
+What a server does next says more: it binds, listens, runs. The first such sign is told, in
+whichever thread gives it, and the hooks are taken out again.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.machinery
 import logging
 import os
 import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from ..events import Event, fields
 from . import process
 
 _log = logging.getLogger("etcd_core.hosting")
 
-# Module, class where it is a method, and function. A server that is not loaded yet loads later
-# than the application, and then binds and listens later too.
+# Module, class where it is a method, and function.
 _SIGNS = (
-    # uvloop binds here, and listens in C.
+    # Any server that opens its socket in Python; what uvloop opens it binds here.
     ("socket", "socket", "bind"),
     ("socket", "socket", "listen"),
-    ("gevent.socket", "socket", "bind"),
-    ("gevent.socket", "socket", "listen"),
-    # werkzeug's reloader hands its child a socket that listens.
+    # Those that may be given a socket that listens already: werkzeug by its reloader, ...
     ("socketserver", "BaseServer", "serve_forever"),
-    # Servers whose workers are given such a socket, and call this once they have the application.
+    ("gevent.baseserver", "BaseServer", "start"),
+    ("uvicorn.server", "Server", "startup"),
+    ("daphne.server", "Server", "run"),
     ("hypercorn.asyncio.run", None, "worker_serve"),
+    ("hypercorn.trio.run", None, "worker_serve"),
+    # ... and these, which listen in Rust. What they call next is in C, but for this.
     ("granian._signals", None, "set_loop_signals"),
     ("granian._signals", None, "set_sync_signals"),
+    ("granian.server.embed", "Server", "startup"),
 )
+_MODULES = frozenset(module for module, _, _ in _SIGNS)
 
-_lock = threading.Lock()
+# Reentrant: a program may deregister in a handler of a signal that comes while this thread has it.
+_lock = threading.RLock()
 _waiting: list[weakref.WeakMethod[Callable[[], object]]] = []
-_hooks: list[_Hook] = []
+_hooks: dict[tuple[int, str], _Hook] = {}
 
 
 def await_first(begin: Callable[[], object]) -> None:
@@ -52,16 +59,19 @@ def await_first(begin: Callable[[], object]) -> None:
     """
     with _lock:
         _waiting.append(weakref.WeakMethod(begin))
-        if not _hooks:
-            _hooks.extend(_hook_in())
-    _follow_running_loop()
+        if _finder not in sys.meta_path:
+            # It stays: to take a finder out while another thread imports may have that thread
+            # pass over the one behind it.
+            sys.meta_path.insert(0, _finder)
+        _hook_in()
 
 
 def forget(begin: Callable[[], object]) -> None:
     """Call ``begin()`` no more. Thread-safe."""
     with _lock:
-        if weakref.WeakMethod(begin) in _waiting:
-            _waiting.remove(weakref.WeakMethod(begin))
+        _waiting[:] = [each for each in _waiting if each() not in (None, begin)]
+        if not _waiting:
+            _take_hooks_out()
 
 
 def awaited() -> bool:
@@ -89,15 +99,14 @@ class _Hook:
         self._owner = owner
         self._name = name
         self._own = name in vars(owner)
-        original = getattr(owner, name)
+        self._original = original = getattr(owner, name)
 
         @functools.wraps(original)
         def tell_and_call(*args: object, **kwargs: object) -> object:
-            if not _is_datagram(args):
+            if not (_is_datagram(args) or process.called_by("multiprocessing")):
                 tell()
             return original(*args, **kwargs)
 
-        self._original = original
         self._hook = tell_and_call
         setattr(owner, name, tell_and_call)
 
@@ -111,41 +120,71 @@ class _Hook:
             delattr(self._owner, self._name)
 
 
-def _hook_in() -> list[_Hook]:
-    found = {}
+class _Finder(importlib.abc.MetaPathFinder):
+    """Hooks into the servers that are imported while somebody waits."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Have the others find the module, and hook into it when it is there."""
+        if fullname not in _MODULES or not _waiting:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # From here on it is the module that it would be without us.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        with _lock:
+            if _waiting:
+                _hook_in()
+
+
+_finder = _Finder()
+
+
+def _hook_in() -> None:
+    """Hook into whatever is loaded, and has no hook yet."""
     for module_name, class_name, name in _SIGNS:
         module = sys.modules.get(module_name)
         owner = module if class_name is None else getattr(module, class_name, None)
-        # Once patched by gevent, both sockets are the same class.
-        if hasattr(owner, name):
-            found[id(owner), name] = (owner, name)
-    return [_Hook(owner, name) for owner, name in found.values()]
+        if (id(owner), name) in _hooks or not hasattr(owner, name):
+            continue
+        try:
+            _hooks[id(owner), name] = _Hook(owner, name)
+        except TypeError:
+            # Somebody has put a type there that cannot be changed. There are other signs.
+            continue
 
 
 def _take_hooks_out() -> None:
-    for hook in _hooks:
+    for hook in _hooks.values():
         hook.take_out()
     _hooks.clear()
 
 
 def _is_datagram(args: tuple[object, ...]) -> bool:
-    first = args[0] if args else None
-    return isinstance(first, socket.socket) and first.type != socket.SOCK_STREAM
-
-
-def _follow_running_loop() -> None:
-    """Take the loop's next turn for a sign: uvicorn loads the application in the loop it serves in.
-
-    With uvloop, a worker of several shows nothing else before the first request.
-    """
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    loop.call_soon(tell)
+    # The class may have been replaced, even by a function: only the object itself is asked.
+    kind = getattr(args[0], "type", None) if args else None
+    return kind == socket.SOCK_DGRAM
 
 
 def _call(begin: Callable[[], object]) -> None:
@@ -160,7 +199,7 @@ def _call(begin: Callable[[], object]) -> None:
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _waiting.clear()
     _take_hooks_out()
 

@@ -131,6 +131,8 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def _pass_on(number: int, frame: FrameType | None) -> None:
     handler = _previous.pop() if _previous else signal.SIG_DFL
     if callable(handler):
+        # For good: uvicorn takes a second signal as a wish to hurry, and puts back what it found.
+        signal.signal(number, handler)
         handler(number, frame)
     elif os.getpid() == 1:
         # The kernel ignores the default action for process 1.

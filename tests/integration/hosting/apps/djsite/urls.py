@@ -1,4 +1,5 @@
 import os
+import time
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -9,6 +10,12 @@ import django_etcd
 
 def hello(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"pid": os.getpid()})
+
+
+def slow(request: HttpRequest, seconds: str) -> HttpResponse:
+    print("slow begins", flush=True)
+    time.sleep(float(seconds))
+    return HttpResponse("done")
 
 
 def registered(request: HttpRequest) -> HttpResponse:
@@ -23,6 +30,7 @@ def ready(request: HttpRequest, state: str) -> HttpResponse:
 
 urlpatterns = [
     path("", hello),
+    path("slow/<seconds>", slow),
     path("ready/<state>", ready),
     path("registered", registered),
     path("etcd/", include("django_etcd.urls")),
