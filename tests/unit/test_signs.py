@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import _socket
+import _thread
 import gc
-import importlib
+import importlib.abc
 import inspect
 import logging
 import multiprocessing.connection
@@ -13,12 +14,15 @@ import socket
 import socketserver
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from etcd_core.hosting import HostOptions, ServiceHost, signs
+from etcd_core.testing import eventually
 
 
 class Waiting:
@@ -85,6 +89,16 @@ def test_a_server_whose_socket_listens_already_gives_it_when_it_runs() -> None:
     assert waiting.begun == 1
 
 
+def test_a_server_may_begin_where_nothing_called_it() -> None:
+    """At the bottom of a thread's stack, as of a greenlet's."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        waiting = Waiting()
+        _thread.start_new_thread(server.listen, (5,))
+        eventually(lambda: server.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    eventually(lambda: waiting.begun == 1)
+
+
 def test_processes_that_talk_to_each_other_are_none() -> None:
     waiting = Waiting()
     with multiprocessing.connection.Listener():
@@ -114,6 +128,25 @@ def test_a_server_that_is_imported_later_has_its_hook(
     assert waiting.begun == 1
     for name in ("daphne", "daphne.server"):
         sys.modules.pop(name)
+
+
+def test_a_finder_that_asks_all_of_them_is_no_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking(importlib.abc.MetaPathFinder):
+        def find_spec(
+            self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+        ) -> ModuleSpec | None:
+            others = (each for each in sys.meta_path if each is not self)
+            found = (each.find_spec(name, path, target) for each in others)
+            return next((spec for spec in found if spec is not None), None)
+
+    waiting = Waiting()
+    monkeypatch.setattr(sys, "meta_path", [Asking(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "socketserver")
+    again = importlib.import_module("socketserver")
+    assert again is not socketserver
+    assert again.BaseServer.serve_forever.__globals__ is vars(signs)
+    signs.tell()
+    assert waiting.begun == 1
 
 
 def test_what_cannot_be_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +340,34 @@ print("done")
     assert run(program) == "done\n"
 
 
+def test_a_server_that_has_ended_takes_no_signal_along() -> None:
+    """The handler that uvicorn leaves behind is ours, and over what was there at first."""
+    program = f"""{HOST}
+import asyncio, uvicorn
+from etcd_core.hosting import stopping
+
+async def answer(scope, receive, send):
+    raise AssertionError(scope)
+
+found = armed()
+server = uvicorn.Server(uvicorn.Config(answer, port=0, lifespan="off", log_level="critical"))
+async def serve_a_moment():
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    stopping.claim_signals()
+    server.should_exit = True
+    await serving
+asyncio.run(serve_a_moment())
+found.close()
+print("goes on", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(30)
+print("alive")
+"""
+    assert run(program) == "goes on\n"
+
+
 def test_without_a_thread_the_process_still_ends_by_sigterm() -> None:
     program = f"""{HOST}
 import logging
@@ -343,3 +404,21 @@ gc.collect()
 print([app() for app in built].count(None))
 """
     assert run(program) == "10\n"
+
+
+def test_a_request_of_djangos_test_client_needs_no_setting() -> None:
+    program = """
+import sys, types
+from django.conf import settings
+from django.http import HttpResponse
+from django.urls import path
+
+settings.configure(INSTALLED_APPS=["django_etcd"], ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"])
+urls = sys.modules["urls"] = types.ModuleType("urls")
+urls.urlpatterns = [path("", lambda request: HttpResponse("served"))]
+import django
+django.setup()
+from django.test import Client
+print(Client().get("/").content.decode())
+"""
+    assert run(program) == "served\n"

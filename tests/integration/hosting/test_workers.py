@@ -171,13 +171,15 @@ def test_an_upgrade_in_place_leaves_no_gap(
 def test_a_daemon(registry: Registry, start: Start, tmp_path: Path) -> None:
     pid_file, log = tmp_path / "pid", tmp_path / "log"
     options = ["-w", "2", "--daemon", "--pid", str(pid_file), "--error-logfile", str(log)]
-    server = start(*GUNICORN.split(), *options, FLASK)
+    server = start(*GUNICORN.split(), *options, "--capture-output", FLASK)
     assert server.wait() == 0, server.output
     pid = eventually(lambda: int(pid_file.read_text()), PATIENCE, message="the daemon's pid")
     daemon, group = psutil.Process(pid), os.getpgid(pid)
     death_watch.add(group)
     try:
         registry.wait_for(f"127.0.0.1:{server.port}")
+        # One that were still on its way in would come when the other has left.
+        eventually(lambda: log.read_text().count(": in place") == 2, PATIENCE, message="both in")
         daemon.terminate()
         eventually(lambda: has_ended(daemon), PATIENCE, message="the daemon's end")
         registry.wait_for()
@@ -231,6 +233,24 @@ def test_workers_of_uvicorn_that_end_by_ctrl_c_take_the_entry_along(
     server.process.send_signal(signal.SIGSTOP)
     for pid in spawned(server):
         os.kill(pid, signal.SIGINT)
+    registry.wait_for()
+    assert registry.kinds() == ["added", "removed"]
+
+
+def test_a_parents_sigterm_does_not_kill_a_worker_that_is_about_to_leave(
+    registry: Registry, start: Start
+) -> None:
+    server = start(*UVICORN.split(), "--workers", "2", "through_asgiref:application")
+    server.wait_serving()
+    server.wait_registered(2)
+    server.process.send_signal(signal.SIGSTOP)
+    workers = spawned(server)
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    # By now uvicorn has put back what it found, which is what kills.
+    eventually(lambda: server.output.count("Finished server") == 2, PATIENCE, interval=0.001)
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
     registry.wait_for()
     assert registry.kinds() == ["added", "removed"]
 
@@ -290,7 +310,12 @@ def test_forks_of_a_worker_do_not_disturb_it(
 ) -> None:
     server = serve(start, registry, count, *options)
     for _ in range(2 + count):
-        assert json.loads(server.get("/children"))["codes"] == [0, 0, 0, 0], server.output
+        codes = json.loads(server.get("/children"))["codes"]
+        if codes[0] == -signal.SIGABRT:
+            # gRPC's own handlers, in a child with preexec_fn: "The limits of forking".
+            assert "epoll_wait error: Bad file descriptor" in server.output
+            codes[0] = 0
+        assert codes == [0, 0, 0, 0], server.output
     assert_no_gap_and_gone(server, registry)
 
 

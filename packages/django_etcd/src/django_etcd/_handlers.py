@@ -17,7 +17,7 @@ from django.core.signals import request_started
 
 from etcd_core.hosting import signs, stopping
 
-from ._state import current_host, in_live_test_server
+from ._state import current_host, in_live_test_server, made_host
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -45,12 +45,13 @@ def _note_request(
     **_: object,
 ) -> None:
     """Take the first request for a sign, and for the address where sockets cannot be listed."""
-    if not current_host().awaits_request:
+    host = made_host()  # one that waits for a sign is there since a handler was built
+    if host is None or not host.awaits_request:
         return
     if environ is not None:
-        current_host().note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
+        host.note_request(environ.get("SERVER_NAME", ""), environ.get("SERVER_PORT"))
     elif scope is not None:
-        current_host().note_request(*(scope.get("server") or ("", None)))
+        host.note_request(*(scope.get("server") or ("", None)))
 
 
 def _arm_when_built(handler: type[WSGIHandler] | type[ASGIHandler]) -> None:
@@ -86,7 +87,7 @@ async def _live(receive: _Receive, send: _Send) -> None:
         message = await receive()
         if message["type"] == "lifespan.startup":
             signs.tell()
-            stopping.claim_sigterm_again()
+            stopping.claim_signals_again()
             await send({"type": "lifespan.startup.complete"})
         elif message["type"] == "lifespan.shutdown":
             await asyncio.to_thread(current_host().deregister)

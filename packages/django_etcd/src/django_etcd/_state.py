@@ -31,6 +31,11 @@ def current_host() -> ServiceHost:
     return _host
 
 
+def made_host() -> ServiceHost | None:
+    """Return the host if anything has needed it yet."""
+    return _host
+
+
 def forget_host() -> None:
     """Make the next use read the setting again."""
     global _host

@@ -134,7 +134,7 @@ class ServiceHost:
             self.start()
         elif not process.runs_tests():
             # The sign may come in another thread, which cannot take the signal.
-            stopping.claim_sigterm()
+            stopping.claim_signals()
             self._awaits_sign = True
             signs.await_first(self._start_if_awaited)
             if by_server and (listeners.listening() or listeners.listens_on_unix()):

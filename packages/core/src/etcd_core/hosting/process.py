@@ -134,7 +134,8 @@ def in_test_client() -> bool:
 
 def called_by(package: str) -> bool:
     """Tell whether the caller of the caller is code of ``package``."""
-    module = _name(sys._getframe(2))[0]
+    frame = sys._getframe(1).f_back
+    module = "" if frame is None else _name(frame)[0]
     return module == package or module.startswith(f"{package}.")
 
 

@@ -104,7 +104,7 @@ class _Hook:
         @functools.wraps(original)
         def tell_and_call(*args: object, **kwargs: object) -> object:
             if not (_is_datagram(args) or process.called_by("multiprocessing")):
-                tell()
+                _call(tell)
             return original(*args, **kwargs)
 
         self._hook = tell_and_call
@@ -123,12 +123,25 @@ class _Hook:
 class _Finder(importlib.abc.MetaPathFinder):
     """Hooks into the servers that are imported while somebody waits."""
 
+    def __init__(self) -> None:
+        # Another finder may ask all of them too, and this one among them.
+        self._search = threading.local()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Have the others find the module, and hook into it when it is there."""
-        if fullname not in _MODULES or not _waiting:
+        if fullname not in _MODULES or not _waiting or hasattr(self._search, "goes_on"):
             return None
+        self._search.goes_on = True
+        try:
+            return self._find_by_others(fullname, path, target)
+        finally:
+            del self._search.goes_on
+
+    def _find_by_others(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> importlib.machinery.ModuleSpec | None:
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
@@ -176,9 +189,11 @@ def _hook_in() -> None:
 
 
 def _take_hooks_out() -> None:
-    for hook in _hooks.values():
-        hook.take_out()
+    # Taken first: a handler of a signal may come to do the same meanwhile.
+    hooks = [*_hooks.values()]
     _hooks.clear()
+    for hook in hooks:
+        hook.take_out()
 
 
 def _is_datagram(args: tuple[object, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""How a serving process takes leave when it ends: at exit, and on SIGTERM where Python would not.
+"""How a serving process takes leave when it ends: at exit, and on signals where that is too late.
 
 Module state, one per process. The signal handler only puts into queues: it may interrupt the main
 thread anywhere, so it must take no lock. The agents do the work in threads that run already, since
@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 STOP_SECONDS = 2.0
 # Of these, what is left to the clients, which close after us, where etcd does not answer.
@@ -42,25 +43,28 @@ class Agent(Protocol):
 
 
 _agents: set[Agent] = set()
-_sigterms = 0
+_came: list[int] = []
+_held: list[int] = []
 _finalizer: object = None
 _EARLY = 100
-# What was there before us, the latest last: uvicorn puts its handler over ours and restores it.
-_previous: list[Callable[[int, FrameType | None], object] | int | None] = []
+_timer: object = None
+_LOOK_SECONDS = 0.2
+_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 def add(agent: Agent) -> None:
     """Have ``agent`` stopped when the process ends."""
     _agents.add(agent)
     run_before_other_exit_handlers()
-    claim_sigterm()
+    claim_signals()
+    have_gevent_look()
 
 
 def finished(agent: Agent) -> None:
-    """Note that ``agent`` has ended; the last one lets a SIGTERM that waited take effect."""
+    """Note that ``agent`` has ended; the last one lets the signals that waited take effect."""
     _agents.discard(agent)
-    if _sigterms and not _agents:
-        os.kill(os.getpid(), signal.SIGTERM)
+    while _held and not _agents:
+        os.kill(os.getpid(), _held.pop(0))
 
 
 def run_before_other_exit_handlers() -> None:
@@ -82,30 +86,47 @@ def _run_at_end_of_worker() -> None:
         _finalizer = Finalize(None, _at_exit, exitpriority=_EARLY)
 
 
-def claim_sigterm() -> None:
+def claim_signals() -> None:
     """Take SIGTERM where it would kill the process, or end it without its exit handlers.
 
-    Other servers turn it into an ordinary exit themselves. Idempotent. Main thread only, else it
-    does nothing; with no agent to stop the signal is passed on.
+    Of uvicorn SIGINT too: at its end it puts back what it found, and then its parent's SIGTERM
+    kills a worker that is about to leave at its exit. Other servers turn both into an ordinary exit
+    themselves. Idempotent. Main thread only, else it does nothing; with no agent to stop a signal
+    is passed on.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    current = signal.getsignal(signal.SIGTERM)
-    if current == signal.SIG_DFL or _is_uvicorns(current):
-        _previous.append(current)
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        current = signal.getsignal(number)
+        kills = number == signal.SIGTERM and current == signal.SIG_DFL
+        if kills or _is_uvicorns(current):
+            # Each handler knows what it is over: uvicorn puts its own over ours, and ours back.
+            signal.signal(number, partial(_on_signal, current))
 
 
-def claim_sigterm_again() -> None:
-    """Take SIGTERM from uvicorn once it runs, so that the entry goes before it closes its sockets.
+def have_gevent_look() -> None:
+    """Have gevent's loop turn now and then, where a server of its runs in this thread.
+
+    It looks for signals when it turns. One that comes just before it waits goes unnoticed until the
+    next request, which a server that is about to end need not get. Idempotent.
+    """
+    global _timer
+    if _timer is None and "gevent.baseserver" in sys.modules:
+        loop = sys.modules["gevent"].get_hub().loop
+        _timer = timer = loop.timer(0.0, _LOOK_SECONDS, ref=False)
+        timer.start(int)
+
+
+def claim_signals_again() -> None:
+    """Take the signals from uvicorn once it runs, so that the entry goes before its sockets close.
 
     Does nothing where there is no agent.
     """
     if _agents:
-        claim_sigterm()
+        claim_signals()
 
 
-def _is_uvicorns(handler: object) -> bool:
+def _is_uvicorns(handler: _Handler) -> TypeGuard[Callable[[int, FrameType | None], object]]:
     function = getattr(handler, "__func__", None)
     return (
         getattr(function, "__qualname__", "") == "Server.handle_exit"
@@ -113,27 +134,30 @@ def _is_uvicorns(handler: object) -> bool:
     )
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_signal(previous: _Handler, number: int, frame: FrameType | None) -> None:
     """Let the agents finish while the server goes on; they send the signal again.
 
     The second signal while they are at it cuts a drain short, the third is passed on at once.
     """
-    global _sigterms
-    _sigterms += 1
+    _came.append(number)
+    _held.append(number)  # before the look at the agents: the last of them may be about to end
     agents = tuple(_agents)
-    if not agents or _sigterms > 2:
-        _pass_on(number, frame)
+    if agents and len(_came) <= 2:
+        for agent in agents:
+            agent.request_stop(drain=_came == [signal.SIGTERM])
         return
-    for agent in agents:
-        agent.request_stop(drain=_sigterms == 1)
+    try:
+        _held.remove(number)
+    except ValueError:
+        return  # it was sent again just now
+    _pass_on(previous, number, frame)
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    handler = _previous.pop() if _previous else signal.SIG_DFL
-    if callable(handler):
-        # For good: uvicorn takes a second signal as a wish to hurry, and puts back what it found.
-        signal.signal(number, handler)
-        handler(number, frame)
+def _pass_on(previous: _Handler, number: int, frame: FrameType | None) -> None:
+    if _is_uvicorns(previous):
+        # For good: it takes a second signal as a wish to hurry, and puts back what it found.
+        signal.signal(number, previous)
+        previous(number, frame)
     elif os.getpid() == 1:
         # The kernel ignores the default action for process 1.
         raise SystemExit(128 + number)
@@ -170,9 +194,11 @@ def _hurry_clients(deadline: float) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _sigterms, _finalizer
+    global _finalizer, _timer
     _agents.clear()
-    _sigterms = 0
+    _came.clear()
+    _held.clear()
+    _timer = None
     _finalizer = None
 
 

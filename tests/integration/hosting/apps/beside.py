@@ -1,4 +1,4 @@
-"""Runs in trio, where nothing carries WSGI: it answers by itself, and registers what it loads."""
+"""Answers by itself, beside a Flask application: no thread of a request can hold up the end."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
