@@ -190,8 +190,8 @@ PROGRAMS = [
     Program("waitress", full=False),
     Program("wsgiref"),
     Program("gevent"),
-    Program("gevent-late", full=False),
-    Program("uvloop", full=False),
+    Program("gevent-late"),
+    Program("uvloop"),
     Program("granian"),
     Program("one-by-one", by_request=True, full=False),
 ]

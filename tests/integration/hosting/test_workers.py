@@ -237,6 +237,7 @@ def test_workers_of_uvicorn_that_end_by_ctrl_c_take_the_entry_along(
     assert registry.kinds() == ["added", "removed"]
 
 
+@pytest.mark.full
 def test_a_parents_sigterm_does_not_kill_a_worker_that_is_about_to_leave(
     registry: Registry, start: Start
 ) -> None:
@@ -493,7 +494,7 @@ def test_a_drained_server_stays_drained_when_a_worker_is_recycled(
     "command",
     [
         "-m uvicorn --port PORT through_a2wsgi:application",
-        "-m uvicorn --port PORT djsite.asgi:application",
+        pytest.param("-m uvicorn --port PORT djsite.asgi:application", marks=pytest.mark.full),
         # systemd and Kubernetes signal the workers, and so does their parent then.
         pytest.param(
             "-m uvicorn --port PORT --workers 2 through_asgiref:application", marks=pytest.mark.full
