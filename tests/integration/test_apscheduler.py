@@ -28,6 +28,7 @@ from etcd_core.testing import EtcdServer, FaultProxy, eventually
 
 pytest.importorskip("apscheduler", reason="APScheduler is not installed")
 from apscheduler.schedulers.base import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    STATE_STOPPED,
     BaseScheduler,
 )
 
@@ -177,6 +178,28 @@ class TestScheduler:
         leader.shutdown()
         eventually(lambda: other.get_job("once") is None, timeout=20)
         assert ran == ["x"]
+
+    def test_shut_down_while_a_job_begins_its_last_run(
+        self, make_scheduler: MakeScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scheduler = make_scheduler()
+        note, stopped = scheduler._note, threading.Event()
+
+        def note_and_stop(*args: object) -> object:
+            # shutdown() says so first, and then waits for the job stores.
+            threading.Thread(target=shut_down).start()
+            eventually(lambda: scheduler.state == STATE_STOPPED)
+            return note(*args)
+
+        def shut_down() -> None:
+            scheduler.shutdown()
+            stopped.set()
+
+        monkeypatch.setattr(scheduler, "_note", note_and_stop)
+        scheduler.add_job(int, "date", run_date=datetime.now(timezone.utc), id="once")
+        scheduler.start()
+        # An exception in the scheduler's thread would fail the test.
+        assert stopped.wait(20)
 
     @pytest.mark.slow
     def test_an_outage(self, make_scheduler: MakeScheduler, proxy: FaultProxy) -> None:

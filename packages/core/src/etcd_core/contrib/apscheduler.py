@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
@@ -141,9 +142,20 @@ class LeaderScheduler(BaseScheduler):
             self._suspension.begin(self._election_name, exc)
             return _RETRY_SECONDS
         self._suspension.end(self._election_name)
-        delay: float | None = super()._process_jobs()
+        delay = self._run_due_jobs()
         # Not for ever: another process may have added a job to a shared store.
         return self._ttl if delay is None else min(delay, self._ttl)
+
+    def _run_due_jobs(self) -> float | None:
+        try:
+            delay: float | None = super()._process_jobs()
+        except JobLookupError:
+            # Shut down meanwhile by another thread: APScheduler then looks for a job that has run
+            # for the last time among those that are not added yet.
+            if self.state != STATE_STOPPED:
+                raise
+            return None
+        return delay
 
     def _lookup_executor(self, alias: str) -> _NotingExecutor:
         return _NotingExecutor(super()._lookup_executor(alias), self._note)
