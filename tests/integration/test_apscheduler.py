@@ -182,21 +182,22 @@ class TestScheduler:
     def test_shut_down_while_a_job_begins_its_last_run(
         self, make_scheduler: MakeScheduler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        scheduler = make_scheduler()
-        note, stopped = scheduler._note, threading.Event()
-
-        def note_and_stop(*args: object) -> object:
-            # shutdown() says so first, and then waits for the job stores.
-            threading.Thread(target=shut_down).start()
-            eventually(lambda: scheduler.state == STATE_STOPPED)
-            return note(*args)
+        scheduler, stopped = make_scheduler(), threading.Event()
+        submit = contrib._NotingExecutor.submit_job
 
         def shut_down() -> None:
             scheduler.shutdown()
             stopped.set()
 
-        monkeypatch.setattr(scheduler, "_note", note_and_stop)
-        scheduler.add_job(int, "date", run_date=datetime.now(timezone.utc), id="once")
+        def stop_and_submit(executor: object, job: object, run_times: object) -> None:
+            # shutdown() says so first, and then waits for the job stores.
+            threading.Thread(target=shut_down).start()
+            eventually(lambda: scheduler.state == STATE_STOPPED)
+            submit(executor, job, run_times)
+
+        monkeypatch.setattr(contrib._NotingExecutor, "submit_job", stop_and_submit)
+        when = datetime.now(timezone.utc) + timedelta(seconds=0.5)
+        scheduler.add_job(int, "date", run_date=when, id="once")
         scheduler.start()
         # An exception in the scheduler's thread would fail the test.
         assert stopped.wait(20)
